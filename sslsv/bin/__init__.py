@@ -1,0 +1,1 @@
+"""Scripts: ``python sslsv/bin/train.py CONFIG`` works from a clone without installing."""

@@ -1,0 +1,124 @@
+"""The command line: ``sslsv COMMAND``, and the scripts in ``sslsv/bin`` that call it.
+
+Exit codes: 0 done, 2 bad input (one sentence says what), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sslsv.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "sslsv") -> int:
+    """Run one command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview(prog))
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        print(f"error: unknown command '{name}'\n\n{_overview(prog)}", file=sys.stderr)
+        return 2
+    return run_command(name, rest, f"{prog} {name}")
+
+
+def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse ``argv`` for command ``name`` and run it; errors a user can mend are one line."""
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(
+        prog, description=command.help, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    command.add_arguments(parser)
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        command.run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it says of itself, its arguments, what it does."""
+
+    help: str
+    example: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, or the folder of config.yml")
+    parser.add_argument(
+        "overrides",
+        metavar="key=value",
+        nargs="*",
+        help="settings to change, such as trainer.epochs=10, "
+        "evaluation.test.0.trials=[a,b] or run_dir=PATH",
+    )
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from sslsv import distributed
+    from sslsv.config import load_config
+    from sslsv.experiment import train
+
+    with distributed.session():
+        train(load_config(arguments.config, arguments.overrides))
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument(
+        "--model_suffix", default="latest", help="which checkpoint: latest, best, avg or epoch-N"
+    )
+    parser.add_argument(
+        "--baselines",
+        action="store_true",
+        help="also score the untrained encoder and MFCC statistics",
+    )
+    parser.add_argument("--plots", action="store_true", help="also draw DET curves")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from sslsv import distributed
+    from sslsv.config import load_config
+    from sslsv.evaluations.table import format_table
+    from sslsv.experiment import evaluate
+
+    with distributed.session():
+        config = load_config(arguments.config, arguments.overrides)
+        results = evaluate(config, arguments.model_suffix, arguments.baselines, arguments.plots)
+        if distributed.is_main():
+            print(format_table(results))
+
+
+COMMANDS = {
+    "train": Command(
+        "Train a model, or go on where the last run in its folder stopped.",
+        "sslsv train models/demo/simclr/config.yml trainer.epochs=10",
+        _add_config,
+        _train,
+    ),
+    "evaluate": Command(
+        "Run the test evaluations of a trained model.",
+        "sslsv evaluate models/demo/simclr/config.yml --baselines",
+        _add_evaluate,
+        _evaluate,
+    ),
+}
+
+
+def _overview(prog: str) -> str:
+    lines = [f"usage: {prog} COMMAND ...", ""]
+    for name, command in COMMANDS.items():
+        lines += [f"  {name:10s}{command.help}", f"{'':12s}{command.example}"]
+    return "\n".join([*lines, "", f"'{prog} COMMAND --help' lists the arguments of a command."])

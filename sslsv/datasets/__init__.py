@@ -1,0 +1,1 @@
+"""From a CSV row to a batch of views."""

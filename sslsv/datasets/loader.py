@@ -1,0 +1,41 @@
+"""Batches from worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sslsv.errors import UserError
+
+
+class Loader:
+    """A DataLoader over a dataset that builds whole batches, and raises what workers met."""
+
+    def __init__(
+        self, dataset: Dataset, batches: Sampler | list, num_workers: int, pin_memory: bool = False
+    ):
+        self.batches = batches
+        self._loader: DataLoader[Any] = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+        )
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,112 @@
+"""Processes of one run. Every function also works where no process group exists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def default_device() -> torch.device:
+    """The GPU of this process where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Join the process group that ``torchrun`` describes in the environment, if it does.
+
+    NCCL with GPUs, gloo without. A process started by hand (no ``WORLD_SIZE``) stays alone.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) < 2 or dist.is_initialized():
+        yield
+        return
+    device = default_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather whose backward sums what every process sends back to a row's owner."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(world_size())[rank()]
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of all processes in rank order, with gradients: (N, …) -> (W·N, …).
+
+    With a loss that is a mean over each process's own rows, DistributedDataParallel's average of
+    gradients then equals the gradient of the mean over all rows.
+    """
+    return x if world_size() == 1 else _Gather.apply(x)
+
+
+def reduce_max(x: Tensor) -> Tensor:
+    """Largest value over processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
+def reduce_sum(x: Tensor) -> Tensor:
+    """Sum over processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def broadcast(value: Any) -> Any:
+    """The main process's ``value`` (any picklable object) on every process."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One picklable object of each process, in rank order, on every process."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

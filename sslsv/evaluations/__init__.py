@@ -1,0 +1,9 @@
+"""Embeddings in, metrics out. One file each; their classes are found by the registry."""
+
+from sslsv.registry import EVALUATIONS
+
+
+def __getattr__(name: str) -> type:
+    if not name[0].isupper():  # a submodule; looking for it must not import all the others
+        raise AttributeError(name)
+    return EVALUATIONS.class_named(name)

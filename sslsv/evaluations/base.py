@@ -1,0 +1,81 @@
+"""The contract of an evaluation: waveforms are embedded, metrics come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sslsv.datasets.views import DatasetConfig
+from sslsv.errors import ConfigError
+from sslsv.evaluations.trials import Trials
+
+Embed = Callable[[Tensor], Tensor]  # waveforms (B, T) -> embeddings (B, D)
+
+
+@dataclass(kw_only=True)
+class TaskConfig:
+    """One entry of ``evaluation.validation`` or ``evaluation.test``."""
+
+    type: str  # which evaluation
+    batch_size: int = 64  # files embedded together
+    num_frames: int = 1  # evenly spaced frames of each file
+    frame_length: int | None = 64000  # samples of a frame; null: one frame, the whole file
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "num_frames", "frame_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: must be at least 1, got {value}")
+
+    def metric_names(self) -> list[str]:
+        """What the task will report, without the ``val/`` or ``test/`` in front."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class EvaluationConfig:
+    """YAML section ``evaluation``."""
+
+    validation: list[TaskConfig] = field(default_factory=list)  # after each epoch of training
+    test: list[TaskConfig] = field(default_factory=list)  # by the evaluate command
+
+    def __post_init__(self) -> None:
+        for name in ("validation", "test"):
+            types = [task.type for task in getattr(self, name)]
+            if twice := {t for t in types if types.count(t) > 1}:
+                raise ConfigError(f"{name}: '{twice.pop()}' is listed twice; a type may stand once")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A trials list with its scores (T,), for plots and score files."""
+
+    trials: Trials
+    scores: np.ndarray
+
+
+@dataclass
+class Result:
+    """What a task found."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)  # by trials list
+
+
+class Task:
+    """One evaluation. ``dataset`` says where lists and audio are and how to read them.
+
+    Lists are read and their files looked for when the task is made, before any long work.
+    """
+
+    def __init__(self, config: TaskConfig, dataset: DatasetConfig):
+        self.config = config
+        self.dataset = dataset
+
+    def run(self, embed: Embed, device: torch.device) -> Result:
+        """Embed and score; every process calls this and gets the same metrics."""
+        raise NotImplementedError

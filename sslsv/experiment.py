@@ -1,0 +1,175 @@
+"""From a configuration to objects that run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sslsv import distributed
+from sslsv.config import Config, save_resolved, to_dict
+from sslsv.datasets.loader import Loader
+from sslsv.datasets.manifest import read_manifest
+from sslsv.datasets.samplers import ShuffledBatches
+from sslsv.datasets.views import SpeechDataset
+from sslsv.errors import ConfigError
+from sslsv.evaluations.base import Embed, Result, Task, TaskConfig
+from sslsv.evaluations.baselines import mfcc_statistics
+from sslsv.evaluations.trials import write_scores
+from sslsv.files import read_json, write_json
+from sslsv.methods.base import Method
+from sslsv.registry import ENCODERS, EVALUATIONS, METHODS
+from sslsv.trainer import checkpoint
+from sslsv.trainer.tracking import say
+from sslsv.trainer.trainer import Trainer
+
+
+def build_method(config: Config) -> Method:
+    """The untrained method that ``config`` describes; the same weights for the same seed."""
+    torch.manual_seed(config.seed)
+    encoder = ENCODERS.get(config.encoder.type).cls(config.encoder)
+    return METHODS.get(config.method.type).cls(config.method, encoder)
+
+
+def build_trainer(config: Config) -> Trainer:
+    """Everything that a training needs; lists and audio headers are checked on the way."""
+    assert config.run_dir is not None
+    _set_determinism(config)
+    dataset = config.dataset
+    manifest = read_manifest(
+        dataset.train, dataset.base_path, dataset.label_key, dataset.max_samples
+    )
+    manifest.check(dataset.resample)
+    tasks = _build_tasks(config, config.evaluation.validation)
+    sampler = ShuffledBatches(
+        len(manifest),
+        config.trainer.batch_size,
+        config.seed,
+        distributed.rank(),
+        distributed.world_size(),
+    )
+    speech = SpeechDataset(manifest, dataset, config.seed)
+    method = build_method(config)
+    device = distributed.default_device()
+
+    def validate() -> dict[str, float]:
+        found = _run_tasks(tasks, method, device)
+        return {f"val/{name}": value for name, value in found.metrics.items()}
+
+    return Trainer(
+        config.trainer,
+        method,
+        Loader(speech, sampler, dataset.num_workers, dataset.pin_memory),
+        sampler,
+        config.run_dir,
+        to_dict(config),
+        device,
+        validate if tasks else None,
+        manifest.file,
+    )
+
+
+def train(config: Config) -> None:
+    """Train, or go on training, in ``config.run_dir``."""
+    trainer = build_trainer(config)
+    trainer.resume()  # before anything is written: it may refuse
+    if distributed.is_main():
+        save_resolved(config)
+    say(_summary(config, trainer))
+    trainer.fit()
+
+
+def evaluate(
+    config: Config, suffix: str = "latest", baselines: bool = False, plots: bool = False
+) -> dict[str, dict[str, float]]:
+    """Run ``evaluation.test`` on a checkpoint; returns metrics of each system by name.
+
+    ``baselines`` adds the same encoder untrained, and MFCC statistics. Results are merged into
+    ``evaluation.json``, scores go to ``scores/`` and DET curves to ``plots/``.
+    """
+    assert config.run_dir is not None
+    run_dir = config.run_dir
+    if not config.evaluation.test:
+        raise ConfigError("evaluation.test: is empty, so there is nothing to evaluate; add a task")
+    tasks = _build_tasks(config, config.evaluation.test)
+    device = distributed.default_device()
+    path = checkpoint.checkpoint_path(run_dir, suffix)
+    state = checkpoint.load(path, device)
+    method = build_method(config).to(device)
+    checkpoint.load_weights(method, state, path)
+
+    systems: dict[str, Callable[[], Embed]] = {"trained": lambda: method.eval().embed}
+    if baselines:
+        systems["untrained"] = lambda: build_method(config).to(device).eval().embed
+        systems["mfcc"] = lambda: mfcc_statistics
+    results = {}
+    for name, embedder in systems.items():
+        say(f"Evaluating {path if name == 'trained' else name}")
+        results[name] = _run_tasks(tasks, embedder(), device)
+    if distributed.is_main():
+        _save_results(run_dir, results, {"checkpoint": path.name, "epoch": state.get("epoch")})
+        if plots:
+            _plot(run_dir, results)
+    return {name: result.metrics for name, result in results.items()}
+
+
+def _build_tasks(config: Config, tasks: list[TaskConfig]) -> list[Task]:
+    return [EVALUATIONS.get(task.type).cls(task, config.dataset) for task in tasks]
+
+
+def _run_tasks(tasks: list[Task], embed: Embed | Method, device: torch.device) -> Result:
+    if isinstance(embed, Method):
+        embed = embed.eval().embed
+    found = Result()
+    for task in tasks:
+        result = task.run(embed, device)
+        found.metrics |= result.metrics
+        found.scores |= {f"{task.config.type}/{k}": v for k, v in result.scores.items()}
+    return found
+
+
+def _save_results(run_dir: Path, results: dict[str, Result], about: dict[str, Any]) -> None:
+    flat = {
+        f"{'test' if system == 'trained' else system}/{name}": value
+        for system, result in results.items()
+        for name, value in result.metrics.items()
+    }
+    path = run_dir / "evaluation.json"
+    write_json(path, read_json(path) | about | flat)
+    for system, result in results.items():
+        for name, scored in result.scores.items():
+            file = f"{system}_{_file_name(name)}.txt"
+            write_scores(run_dir / "scores" / file, scored.trials, scored.scores)
+
+
+def _plot(run_dir: Path, results: dict[str, Result]) -> None:
+    from sslsv.evaluations import plots
+
+    for name in results["trained"].scores:
+        found = {system: result.scores[name] for system, result in results.items()}
+        curves = {system: (s.scores, s.trials.labels) for system, s in found.items()}
+        path = run_dir / "plots" / f"det_{_file_name(name)}.png"
+        plots.det_curve(curves, path, title=name.partition("/")[2])
+        say(f"DET curves: {path}")
+
+
+def _file_name(name: str) -> str:
+    return name.replace("/", "_")
+
+
+def _set_determinism(config: Config) -> None:
+    if config.reproducibility:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = not config.reproducibility
+
+
+def _summary(config: Config, trainer: Trainer) -> str:
+    millions = sum(p.numel() for p in trainer.parameters) / 1e6
+    return (
+        f"{config.method.type} with {config.encoder.type}, {millions:.2f} M parameters, on "
+        f"{len(trainer.loader) * config.trainer.batch_size} utterances an epoch, "
+        f"{trainer.device}, {distributed.world_size()} process(es) -> {config.run_dir}"
+    )

@@ -1,0 +1,356 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sslsv import distributed
+from sslsv.datasets.loader import Loader
+from sslsv.datasets.samplers import ShuffledBatches
+from sslsv.datasets.views import Batch
+from sslsv.errors import CheckpointError, ConfigError, listing
+from sslsv.methods.base import Method, Progress
+from sslsv.trainer import checkpoint
+from sslsv.trainer.guard import CHECK_EVERY, FiniteGuard, NonFiniteLoss
+from sslsv.trainer.schedules import ScheduleName, learning_rate
+from sslsv.trainer.tracking import Tracker, progress_bar, say
+
+Metrics = dict[str, float]
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """YAML section ``trainer``."""
+
+    epochs: int = 100  # length of the training and of its schedules
+    stop_at_epoch: int | None = None  # end after this many epochs, schedules unchanged
+    batch_size: int = 256  # utterances of a step over all processes
+    learning_rate: float = 0.001  # initial, or highest after a warm-up
+    learning_rate_sched: ScheduleName = "default"  # x 0.95 each 5 epochs, or half a cosine
+    learning_rate_min: float = 1e-5  # where a cosine ends
+    learning_rate_warmup: int = 10  # epochs, for warmup+cosine
+    weight_decay: float = 0.0
+    optimizer: Literal["adam", "sgd", "adamw"] = "adam"  # sgd has momentum 0.9
+    patience: int = 100  # epochs without a better tracked metric before stopping
+    tracked_metric: str = "val/sv_cosine/voxceleb1_test_O/eer"  # chooses model_best.pt
+    tracked_mode: Literal["min", "max"] = "min"  # which values of it are better
+    ddp_sync_batchnorm: bool = True  # batch norm statistics over all GPUs
+    mixed_precision: bool = False  # bfloat16 autocast of the network; losses stay float32
+    init_weights: Path | None = None  # start from the weights of this checkpoint
+    last_checkpoint: Path | None = None  # go on from this checkpoint, optimiser and epoch too
+    wandb_id: str | None = None
+    wandb_project: str = "sslsv"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        if self.stop_at_epoch is not None and self.stop_at_epoch < 1:
+            raise ConfigError(f"stop_at_epoch: must be at least 1, got {self.stop_at_epoch}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ConfigError(f"learning_rate: must be positive, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(f"weight_decay: must be 0 or more, got {self.weight_decay}")
+        if self.learning_rate_sched != "default" and not (
+            0 <= self.learning_rate_min <= self.learning_rate
+        ):
+            raise ConfigError(
+                f"learning_rate_min: must be between 0 and learning_rate {self.learning_rate}, "
+                f"got {self.learning_rate_min}"
+            )
+        if self.learning_rate_sched == "warmup+cosine" and not (
+            0 <= self.learning_rate_warmup < self.epochs
+        ):
+            raise ConfigError(
+                f"learning_rate_warmup: must be at least 0 and less than epochs {self.epochs}, "
+                f"got {self.learning_rate_warmup}"
+            )
+        if self.wandb_id is not None:
+            raise ConfigError("wandb_id: logging to wandb is not available yet; remove the key")
+
+
+# Keys that a resumed run may change: they alter where or how fast it runs, or how long.
+_FREE_KEYS = {"dataset.num_workers", "dataset.pin_memory", "dataset.base_path"}
+_FIXED_SECTIONS = ("encoder.", "method.", "dataset.", "seed")
+_FIXED_KEYS = {"trainer.optimizer", "trainer.batch_size"}
+
+
+class Trainer:
+    """Trains ``method`` on ``loader`` and keeps the run in ``run_dir``.
+
+    ``settings`` is the resolved configuration, kept in checkpoints. ``validate`` returns metrics
+    of the method as it stands; ``name_row`` turns a row of the training list into a file name.
+    """
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        method: Method,
+        loader: Loader,
+        sampler: ShuffledBatches,
+        run_dir: Path,
+        settings: dict[str, Any],
+        device: torch.device,
+        validate: Callable[[], Metrics] | None = None,
+        name_row: Callable[[int], str] = str,
+    ):
+        self.config = config
+        self.loader, self.sampler = loader, sampler
+        self.run_dir, self.settings = run_dir, settings
+        self.device = device
+        self.validate, self.name_row = validate, name_row
+        self.method = method.to(device)
+        self.network = self._wrap(self.method)
+        self.optimizer = self._make_optimizer()
+        self.guard = FiniteGuard(device)
+        self.tracker = Tracker(run_dir)
+        self.step = 0  # optimiser steps done
+        self.epoch = 0  # epochs done
+        self.best_metric: float | None = None
+        self.stale_epochs = 0  # epochs since best_metric
+        self.steps_per_epoch = len(loader)
+
+    # ------------------------------------------------------------------------ the run
+
+    def fit(self) -> None:
+        """Train up to the last epoch."""
+        last = min(self.config.epochs, self.config.stop_at_epoch or self.config.epochs)
+        if self.epoch >= last:
+            say(
+                f"{self.run_dir}: already trained for {self.epoch} of {last} epochs, nothing to do "
+                "(raise trainer.epochs, or choose another run_dir to start anew)"
+            )
+            return
+        self.tracker.start(self.epoch, self.step)
+        self.method.on_train_start(self.progress)
+        while self.epoch < last:
+            metrics = self.train_epoch()
+            if self.validate:
+                metrics |= self.validate()
+            improved = self._update_best(metrics)
+            self.tracker.log_epoch(self.epoch, self.step, metrics)
+            self._save(improved)
+            if self.stale_epochs >= self.config.patience:
+                say(
+                    f"stopped early: {self.config.tracked_metric} did not improve for "
+                    f"{self.stale_epochs} epochs"
+                )
+                break
+        self.tracker.close()
+
+    def train_epoch(self) -> Metrics:
+        """One pass over the loader; returns the mean of each metric over steps and processes."""
+        self.sampler.set_epoch(self.epoch)
+        self.method.train()
+        self.method.on_epoch_start(self.progress)
+        sums: dict[str, Tensor] = {}
+        started, waited, loss = time.perf_counter(), 0.0, math.nan
+        bar = progress_bar(self.steps_per_epoch, f"Epoch {self.epoch + 1}/{self.config.epochs}")
+        fetched = time.perf_counter()
+        for done, batch in enumerate(self.loader, start=1):
+            waited += time.perf_counter() - fetched
+            for name, value in self.train_step(batch).items():
+                sums[name] = sums.get(name, 0.0) + value
+            if self.step % CHECK_EVERY == 0 or self.device.type == "cpu":  # there it costs nothing
+                self._stop_if_not_finite()
+                loss = float(sums["train/loss"]) / done
+                bar.set_postfix_str(self._status(loss, done, started, waited), refresh=False)
+            if self.step % CHECK_EVERY == 0:
+                self.tracker.log_step(self.step, {"loss": loss, "lr": self.learning_rate})
+            bar.update()
+            fetched = time.perf_counter()
+        bar.close()
+        self._stop_if_not_finite()
+        self.epoch += 1
+        metrics = {
+            name: float(distributed.reduce_sum(total.double() / self.steps_per_epoch))
+            / distributed.world_size()
+            for name, total in sums.items()
+        }
+        status = self._status(metrics["train/loss"], self.steps_per_epoch, started, waited)
+        say(f"Epoch {self.epoch}/{self.config.epochs}: {status}")
+        return metrics | {"train/lr": self.learning_rate}
+
+    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+        """Forward, backward, update; nothing in it waits for the device."""
+        rows, batch = batch.rows, batch.to(self.device)
+        self._set_learning_rate()
+        with torch.autocast(self.device.type, torch.bfloat16, self.config.mixed_precision):
+            outputs = self.network(batch.views)
+        if self.config.mixed_precision:
+            outputs = {name: x.float() for name, x in outputs.items()}
+        loss, metrics = self.method.loss(outputs, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.guard.watch(loss, self.parameters, self.step, rows)
+        self.optimizer.found_inf = self.guard.frozen  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.step += 1
+        self.method.on_step_end(self.progress, self.guard.frozen)
+        return metrics
+
+    # ------------------------------------------------------------------------ its parts
+
+    @property
+    def progress(self) -> Progress:
+        steps = self.steps_per_epoch * self.config.epochs
+        return Progress(self.step, steps, self.epoch, self.config.epochs)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the latest step, for groups that follow the schedule."""
+        return self._learning_rate_at(max(0, self.step - 1))
+
+    def _learning_rate_at(self, step: int) -> float:
+        c = self.config
+        return learning_rate(
+            c.learning_rate_sched,
+            step,
+            self.steps_per_epoch,
+            c.epochs,
+            c.learning_rate,
+            c.learning_rate_min,
+            c.learning_rate_warmup,
+        )
+
+    def _set_learning_rate(self) -> None:
+        value = self._learning_rate_at(self.step)
+        for group in self.optimizer.param_groups:
+            if not group.get("fixed_lr"):
+                group["lr"] = value
+
+    def _wrap(self, method: Method) -> nn.Module:
+        if distributed.world_size() == 1:
+            return method
+        if self.device.type == "cuda" and self.config.ddp_sync_batchnorm:
+            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        return DistributedDataParallel(method)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        c = self.config
+        groups = self.method.param_groups()
+        if c.optimizer == "sgd":
+            return torch.optim.SGD(
+                groups, c.learning_rate, momentum=0.9, weight_decay=c.weight_decay, fused=True
+            )
+        kind = torch.optim.Adam if c.optimizer == "adam" else torch.optim.AdamW
+        return kind(groups, c.learning_rate, weight_decay=c.weight_decay, fused=True)
+
+    def _status(self, loss: float, steps: int, started: float, waited: float) -> str:
+        seconds = time.perf_counter() - started
+        speed = steps * self.config.batch_size / seconds
+        text = f"loss {loss:.4f}, lr {self.learning_rate:.2e}, {speed:.0f} utt/s"
+        return f"{text}, data-wait {100 * waited / seconds:.0f} %"
+
+    def _stop_if_not_finite(self) -> None:
+        failure = self.guard.failure()
+        if failure is None:
+            return
+        step, rows = failure
+        files = [
+            self.name_row(row) for part in distributed.gather_objects(rows.tolist()) for row in part
+        ]
+        raise NonFiniteLoss(
+            f"loss or gradient not finite at step {step} (epoch {step // self.steps_per_epoch + 1})"
+            "; no update was made from it and the last checkpoint is kept. Lower "
+            "trainer.learning_rate or look at the batch's files: " + listing(files)
+        )
+
+    def _update_best(self, metrics: Metrics) -> bool:
+        value = metrics.get(self.config.tracked_metric)
+        if value is None:  # nothing is validated
+            return False
+        sign = 1 if self.config.tracked_mode == "min" else -1
+        if self.best_metric is None or sign * value < sign * self.best_metric:
+            self.best_metric, self.stale_epochs = value, 0
+            return True
+        self.stale_epochs += 1
+        return False
+
+    # ------------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a later process needs to go on as if nothing had happened."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "best_metric": self.best_metric,
+            "stale_epochs": self.stale_epochs,
+            "model": self.method.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "config": json.dumps(self.settings),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
+        checkpoint.load_weights(self.method, state, source)
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch = state["epoch"]
+            self.step = state["step"]
+            self.best_metric = state["best_metric"]
+            self.stale_epochs = state["stale_epochs"]
+            torch.set_rng_state(state["rng"].cpu())
+        except (KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{source}: holds weights but not the state of a training of this kind ({error}); "
+                "give it as trainer.init_weights to start from its weights"
+            ) from None
+
+    def resume(self) -> None:
+        """Go on from this run's latest checkpoint, else start as the configuration says."""
+        latest = checkpoint.checkpoint_path(self.run_dir, "latest")
+        if latest.exists():
+            state = checkpoint.load(latest, self.device)
+            self._refuse_changed_settings(json.loads(state.get("config", "{}")), latest)
+            self.load_state_dict(state, latest)
+            say(f"{self.run_dir}: going on after epoch {self.epoch} of {self.config.epochs}")
+        elif self.config.last_checkpoint:
+            path = self.config.last_checkpoint
+            self.load_state_dict(checkpoint.load(path, self.device), path)
+            say(f"{self.run_dir}: going on from {path} after epoch {self.epoch}")
+        elif self.config.init_weights:
+            path = self.config.init_weights
+            left = checkpoint.load_encoder(self.method, checkpoint.load(path, self.device), path)
+            say(f"{self.run_dir}: weights from {path}" + (f"; not loaded: {left}" if left else ""))
+
+    def _refuse_changed_settings(self, saved: dict[str, Any], source: Path) -> None:
+        from sslsv.config import differences
+
+        changed = {
+            key: change
+            for key, change in (differences(saved, self.settings) if saved else {}).items()
+            if key not in _FREE_KEYS and (key.startswith(_FIXED_SECTIONS) or key in _FIXED_KEYS)
+        }
+        if changed:
+            text = ", ".join(f"{key} {change}" for key, change in changed.items())
+            raise CheckpointError(
+                f"{source}: was trained with other settings ({text}); undo the change, or give "
+                "another run_dir to start anew"
+            )
+
+    def _save(self, improved: bool) -> None:
+        if not distributed.is_main():
+            return
+        state = self.state_dict()
+        weights = {key: state[key] for key in ("epoch", "best_metric", "model", "config")}
+        for suffix, content in [
+            ("latest", state),
+            (f"epoch-{self.epoch}", weights),
+            *([("best", weights)] if improved else []),
+        ]:
+            checkpoint.save(checkpoint.checkpoint_path(self.run_dir, suffix), content)
