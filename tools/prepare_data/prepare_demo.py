@@ -1,37 +1,39 @@
 """Make a small speaker-verification corpus without any download.
 
-    pip install sslsv[demo]
+    pip install espeakng-loader
     python tools/prepare_data/prepare_demo.py data
 
-eSpeak NG speaks generated sentences with many voices: a voice is a language, a voice variant, a
-pitch, a pitch range, a speaking rate and a vocal-tract length. Training and test voices are
-disjoint. The test part has clean, noisy and reverberant recordings; the training part is clean and
-comes with noises, music, other voices and room impulse responses to augment it. Written under
-OUT_DIR, in the layout of VoxCeleb, MUSAN and the simulated RIRs (all 16 kHz mono 16-bit WAV):
+eSpeak NG speaks generated sentences with many voices. A voice is a language, one of eSpeak's voice
+variants, a pitch, a pitch range, a speaking rate and a vocal-tract length; training and test voices
+are disjoint. Every session has its own microphone. The training part is otherwise clean and comes
+with noise, music, other voices and room impulse responses to augment it; the test part has clean,
+noisy and reverberant recordings. All is 16 kHz mono 16-bit WAV, in the layout of VoxCeleb, MUSAN
+and the simulated RIRs:
 
-    demo/<speaker>/<session>/<00001>.wav        training sp10001..., test sp20001...
-    demo_train.csv                              File,Speaker
-    demo_test_trials                            <1|0> <enrol file> <test file>
-    musan_split/{noise,music,speech}/demo/*.wav
-    simulated_rirs/{smallroom,mediumroom,largeroom}/<room>/*.wav
-    demo.json                                   options and counts, written last
+    OUT_DIR/demo/<speaker>/<session>/<00001>.wav      training sp10001..., test sp20001...
+    OUT_DIR/demo_train.csv                            File,Speaker
+    OUT_DIR/demo_test_trials                          <1|0> <enrol file> <test file>
+    OUT_DIR/musan_split/{noise,music,speech}/demo/<00001>.wav
+    OUT_DIR/simulated_rirs/{smallroom,mediumroom,largeroom}/<room>/<00001>.wav
+    OUT_DIR/demo.json                                 options and counts; the data are complete
 
 The same options give the same bytes, whatever the number of workers.
 
-The voices are synthetic: the data show that a pipeline works and learns, and results on them say
-nothing about real speech. eSpeak NG (PyPI package espeakng-loader) is licensed under the GPL v3; it
-is an optional extra, loaded by this script alone.
+The voices are synthetic: the data show that a pipeline runs and learns, and results on them say
+nothing about real speech. eSpeak NG (package espeakng-loader) is under the GPL v3; it is optional,
+and this script alone loads it.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
 import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from fractions import Fraction
 from functools import partial
@@ -42,73 +44,59 @@ import soundfile
 from scipy.signal import fftconvolve, resample_poly
 from tqdm import tqdm
 
-VERSION = 1  # raise it when the same options give other data
+VERSION = 1  # to raise when the same options give other data
+STAMP = "demo.json"
+FOLDERS = ("demo", "musan_split", "simulated_rirs")
+PRODUCTS = (*FOLDERS, "demo_train.csv", "demo_test_trials", STAMP)
+
 SAMPLE_RATE = 16000
-PRODUCTS = (  # the stamp comes last: it says that the others are complete
-    "demo",
-    "musan_split",
-    "simulated_rirs",
-    "demo_train.csv",
-    "demo_test_trials",
-    "demo.json",
-)
+NOISE_SECONDS = 8
+RIRS_PER_ROOM = 4
+UTTERANCES_PER_SESSION = 4
+MICROPHONE_DB = 12  # spread of a microphone's frequency response
+CONDITIONS = ("clean", "noisy", "reverberant", "noisy")  # of the test utterances, in turn
+ROOMS = {"smallroom": (0.2, 0.4), "mediumroom": (0.3, 0.6), "largeroom": (0.5, 0.9)}  # RT60, s
 
 LANGUAGES = ("en-us", "en-gb-scotland", "de", "fr", "es", "it", "pl", "tr", "sw", "hu")
-VARIANTS = {  # eSpeak's voice variants, by sex
-    "male": "m1 m2 m3 m4 m5 m7 m8 croak klatt klatt4 Mario paul robert kaukovalta".split(),
-    "female": "f1 f2 f3 f4 f5 Alicia Andrea Annie anika aunty belinda grandma linda steph".split(),
+VARIANTS = {
+    "male": "m1 m2 m3 m4 m5 m7 m8 croak klatt klatt4 Mario paul robert kaukovalta",
+    "female": "f1 f2 f3 f4 f5 Alicia Andrea Annie anika aunty belinda grandma linda steph",
 }
-CELLS = [(sex, language) for language in LANGUAGES for sex in VARIANTS]
-MAX_VOICES = len(CELLS) * len(VARIANTS["male"])
-SPARE_VOICES = 8  # voices of musan_split/speech, in neither training nor test
+GROUPS = [(sex, language) for language in LANGUAGES for sex in VARIANTS]
+SPARE_VOICES = 8  # the voices of musan_split/speech, in neither training nor test
+MAX_VOICES = len(GROUPS) * len(VARIANTS["male"].split()) - SPARE_VOICES
 
 TRAIN, TEST, SPARE = PARTS = range(3)
-CONDITIONS = ("clean", "noisy", "reverberant", "noisy")
-MICROPHONE_DB = 10
-ROOMS = {"smallroom": (0.2, 0.4), "mediumroom": (0.3, 0.6), "largeroom": (0.5, 0.9)}  # RT60 (s)
-RIRS_PER_ROOM = 4
-NOISE_SECONDS = 8
-
-NAMES = (
-    "Malena Tobiko Serani Dulmar Vinetta Borasko Kelim Orlanda Fenoso Pilarda Rukmin Golina "
-    "Tamira Lusoto Bekanda Norvil Samuka Delira Hamondo Zorina Pekalu Mirosa Vandoli Karimo"
-).split()
-VERBS = (
-    "painted followed carried forgot measured borrowed repaired watched sold counted described "
-    "cleaned hid lifted photographed discovered"
-).split()
-ADJECTIVES = (
-    "old quiet yellow heavy narrow broken famous wooden cheap frozen silver tiny crooked warm "
-    "empty northern"
-).split()
-NOUNS = (
-    "bridge lantern garden ship violin mountain kitchen letter horse window orchard bicycle castle "
-    "river clock blanket market tower carpet piano"
-).split()
-PLACES = "behind near under above beside inside".split()
-SYLLABLES = (
-    "ba ko le mi tu no sa fe ri du ga pe lo ni ma so ta ke vi ru da po me li to na se fi mo ra"
-).split()
+NAMES = """Malena Tobiko Serani Dulmar Vinetta Borasko Kelim Orlanda Fenoso Pilarda Rukmin Golina
+Tamira Lusoto Bekanda Norvil Samuka Delira Hamondo Zorina Pekalu Mirosa Vandoli Karimo"""
+VERBS = """painted followed carried forgot measured borrowed repaired watched sold counted
+described cleaned hid lifted photographed discovered"""
+PLACES = "behind near under above beside inside"
+ADJECTIVES = """old quiet yellow heavy narrow broken famous wooden cheap frozen silver tiny crooked
+warm empty northern"""
+NOUNS = """bridge lantern garden ship violin mountain kitchen letter horse window orchard bicycle
+castle river clock blanket market tower carpet piano"""
+SYLLABLES = "ba ko le mi tu no sa fe ri du ga pe lo ni ma so ta ke vi ru da po me li to na se fi mo"
 
 
 class DemoError(Exception):
     """One sentence that tells the user what to change."""
 
 
-def option(default: int, minimum: int, help: str) -> int:
-    return field(default=default, metadata={"minimum": minimum, "help": help})
+def option(default: int, minimum: int, text: str) -> int:
+    return field(default=default, metadata={"minimum": minimum, "help": text})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the data depend on; each is an option of the command line."""
+    """What the data depend on; each field is an option of the command line."""
 
     train_voices: int = option(120, 1, "training speakers")
     test_voices: int = option(40, 2, "test speakers, none of them a training speaker")
     utterances: int = option(16, 2, "utterances of each speaker, of 3 to 5 s")
     trials: int = option(4000, 2, "test trials at most, half of them targets")
-    noises: int = option(20, 1, "files of 8 s in each of noise, music and speech")
-    rooms: int = option(4, 1, "rooms of each of three sizes, with 4 impulse responses each")
+    noises: int = option(20, 1, f"files of {NOISE_SECONDS} s in each of noise, music and speech")
+    rooms: int = option(4, 1, f"rooms of each of three sizes, {RIRS_PER_ROOM} responses each")
     seed: int = option(1717, 0, "seed of every draw")
 
     def __post_init__(self) -> None:
@@ -116,41 +104,42 @@ class Options:
             value, minimum = getattr(self, known.name), known.metadata["minimum"]
             if value < minimum:
                 raise DemoError(f"--{known.name} {value}: must be at least {minimum}")
-        voices, most = self.train_voices + self.test_voices, MAX_VOICES - SPARE_VOICES
-        if voices > most:
+        if self.voices > MAX_VOICES:
             raise DemoError(
-                f"--train_voices and --test_voices: {voices} voices in all, at most {most} exist"
+                f"--train_voices {self.train_voices} and --test_voices {self.test_voices}: "
+                f"there are only {MAX_VOICES} voices in all"
             )
 
+    @property
+    def voices(self) -> int:
+        """Training voices are numbered first, then test voices, then spare ones."""
+        return self.train_voices + self.test_voices
+
     def rng(self, *key: str | int) -> np.random.Generator:
-        """Return the generator of one thing, so that no draw depends on what was drawn before."""
+        """Return the generator of one thing: no draw depends on what was drawn before it."""
         words = [int.from_bytes(k.encode(), "big") if isinstance(k, str) else k for k in key]
         return np.random.default_rng((self.seed, *words))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Voice:
-    """A speaker."""
-
-    sex: str
     language: str
     variant: str
     pitch: int  # eSpeak's scale, 0-99, around the variant's own pitch
-    pitch_range: int  # eSpeak's scale, 0 (monotonous) - 99
+    pitch_range: int  # eSpeak's scale, 0 (monotonous) to 99
     words_per_minute: float
     formant_scale: float  # above 1: a shorter vocal tract, higher formants and pitch
 
 
 def make_voice(options: Options, index: int) -> Voice:
-    """Return the voice of that number; no two numbers share language and variant."""
-    cell = index % len(CELLS)
-    sex, language = CELLS[cell]
-    order = options.rng("variants", cell).permutation(len(VARIANTS[sex]))
+    """Return the voice of that number; no two numbers share both language and variant."""
+    row, group = divmod(index, len(GROUPS))
+    sex, language = GROUPS[group]
+    variants = options.rng("variants", group).permutation(VARIANTS[sex].split())
     rng = options.rng("voice", index)
     return Voice(
-        sex=sex,
         language=language,
-        variant=VARIANTS[sex][order[index // len(CELLS)]],
+        variant=variants[row],
         pitch=int(rng.integers(25, 76)),
         pitch_range=int(rng.integers(20, 81)),
         words_per_minute=rng.uniform(135, 200),
@@ -161,8 +150,8 @@ def make_voice(options: Options, index: int) -> Voice:
 class Engine:
     """eSpeak NG through its C interface.
 
-    The library keeps state from one sentence to the next that it cannot reset, so a task that must
-    be reproducible runs in a process of its own.
+    The library cannot forget earlier sentences (its random state goes on, even when it is started
+    again), so what has to be reproducible is spoken in a process of its own.
     """
 
     SYNCHRONOUS, DO_NOT_EXIT, UTF8 = 2, 0x8000, 1
@@ -180,11 +169,9 @@ class Engine:
             self.SYNCHRONOUS, 0, data, self.DO_NOT_EXIT
         )
         if self.sample_rate <= 0:
-            raise DemoError(
-                "eSpeak NG does not start: reinstall it with pip install espeakng-loader"
-            )
+            raise DemoError("eSpeak NG does not start: reinstall the package espeakng-loader")
         self.chunks: list[np.ndarray] = []
-        self.callback = self.CALLBACK(self._collect)  # the library holds no reference to it
+        self.callback = self.CALLBACK(self._collect)  # kept: the library holds no reference to it
         self.library.espeak_SetSynthCallback(self.callback)
 
     def _collect(self, samples, count: int, events) -> int:
@@ -193,14 +180,13 @@ class Engine:
         return 0  # go on
 
     def say(self, voice: Voice, text: str, pitch_offset: int, rate_factor: float) -> np.ndarray:
-        """Return ``text`` spoken, 16 kHz, (T,), any level."""
+        """Return ``text`` as speech, 16 kHz, (T,), at any level."""
         name = f"{voice.language}+{voice.variant}"
         if self.library.espeak_SetVoiceByName(name.encode()) != 0:
-            raise DemoError(f"eSpeak NG has no voice {name}: upgrade espeakng-loader")
-        # Played faster, all frequencies rise together, so the words are spoken slower to make up.
-        rate = voice.words_per_minute * rate_factor / voice.formant_scale
+            raise DemoError(f"eSpeak NG has no voice {name}: upgrade the package espeakng-loader")
         settings = {
-            self.RATE: round(rate),
+            # Played faster, formants and pitch rise; speaking more slowly keeps the rate.
+            self.RATE: round(voice.words_per_minute * rate_factor / voice.formant_scale),
             self.VOLUME: 50,  # some variants clip at the default of 100
             self.PITCH: voice.pitch + pitch_offset,
             self.RANGE: voice.pitch_range,
@@ -218,25 +204,26 @@ class Engine:
 
 
 def sentence(rng: np.random.Generator, language: str, part: int) -> str:
-    """Return an English sentence, or a nonsense one that any Latin spelling can read.
+    """Return an English sentence, or nonsense that other languages can read.
 
-    Its first word is never used by another part, so no sentence is in two parts.
+    It opens with a name that the other parts never use: no sentence is in two parts.
     """
-    name = rng.choice(NAMES[part :: len(PARTS)])
+    name = rng.choice(NAMES.split()[part :: len(PARTS)])
     if language.startswith("en"):
-        verb, place = rng.choice(VERBS), rng.choice(PLACES)
-        (adjective, other_adjective), (noun, other_noun) = (
-            rng.choice(words, 2, replace=False) for words in (ADJECTIVES, NOUNS)
+        verb, place = rng.choice(VERBS.split()), rng.choice(PLACES.split())
+        adjectives = rng.choice(ADJECTIVES.split(), 2, replace=False)
+        nouns = rng.choice(NOUNS.split(), 2, replace=False)
+        return (
+            f"{name} {verb} the {adjectives[0]} {nouns[0]} {place} the {adjectives[1]} {nouns[1]}."
         )
-        return f"{name} {verb} the {adjective} {noun} {place} the {other_adjective} {other_noun}."
-    words = ["".join(rng.choice(SYLLABLES, rng.integers(1, 4))) for _ in range(rng.integers(6, 9))]
+    words = ["".join(rng.choice(SYLLABLES.split(), rng.integers(1, 4))) for _ in range(7)]
     return f"{name} {' '.join(words)}."
 
 
 def speak(
     engine: Engine, rng: np.random.Generator, voice: Voice, part: int, seconds: float
 ) -> np.ndarray:
-    """Return one utterance of exactly ``seconds``, 16 kHz, (T,), with a mean square of 1."""
+    """Return one utterance of exactly ``seconds``, (T,), mean square 1."""
     length = round(seconds * SAMPLE_RATE)
     pitch_offset, rate_factor = int(rng.integers(-4, 5)), rng.uniform(0.94, 1.06)
     wave = np.zeros(0)
@@ -256,7 +243,7 @@ def add_noise(wave: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
 
 
 def equalise(rng: np.random.Generator, wave: np.ndarray, spread_db: float) -> np.ndarray:
-    """Filter (T,) with a random smooth frequency response, its gains within ± ``spread_db``."""
+    """Filter (T,) by a random smooth frequency response, gains within ± ``spread_db``."""
     spectrum = np.fft.rfft(wave)
     knots, positions = np.linspace(0, 1, 9), np.linspace(0, 1, len(spectrum))
     gain_db = np.interp(positions, knots, rng.uniform(-spread_db, spread_db, len(knots)))
@@ -264,7 +251,7 @@ def equalise(rng: np.random.Generator, wave: np.ndarray, spread_db: float) -> np
 
 
 def make_noise(rng: np.random.Generator, length: int) -> np.ndarray:
-    """Return white or coloured noise, steady or slowly modulated, (length,)."""
+    """Return white or coloured noise, steady or slowly modulated, (length,), mean square 1."""
     noise = equalise(rng, rng.standard_normal(length), rng.choice([0, 15]))
     if rng.random() < 0.5:
         levels = rng.uniform(0.1, 1, 2 + length * 4 // SAMPLE_RATE)  # about 4 a second
@@ -273,39 +260,35 @@ def make_noise(rng: np.random.Generator, length: int) -> np.ndarray:
 
 
 def make_music(rng: np.random.Generator, length: int) -> np.ndarray:
-    """Return a melody over broken-in triads, notes with decaying harmonics, (length,)."""
+    """Return a melody above chords, notes of 8 decaying harmonics, (length,), mean square 1."""
     beat = int(rng.uniform(0.2, 0.5) * SAMPLE_RATE)
-    scale = np.array([0, 2, 4, 5, 7, 9, 11, 12, 14, 16, 17, 19])  # semitones of a major scale
-    root_hz, brightness, decay = rng.uniform(80, 180), rng.uniform(0.5, 2), rng.uniform(0.3, 1.5)
+    scale = np.array([0, 2, 4, 5, 7, 9, 11, 12, 14, 16])  # major, in semitones
+    root_hz, brightness, decay_s = rng.uniform(80, 180), rng.uniform(0.5, 2), rng.uniform(0.3, 1.5)
+    harmonics = np.arange(1, 9)[:, None]  # (8, 1)
     music = np.zeros(length)
-
-    def add_note(start: int, beats: int, degree: int, octave: int) -> None:
-        time = np.arange(min(beats * beat, length - start)) / SAMPLE_RATE
-        pitch_hz = root_hz * 2 ** (octave + scale[degree] / 12)
-        harmonics = np.arange(1, 9)[:, None]  # (8, 1), all below 8 kHz
-        note = (np.sin(2 * np.pi * pitch_hz * harmonics * time) / harmonics**brightness).sum(0)
-        attack = np.minimum(time / 0.01, 1)
-        music[start : start + len(time)] += attack * np.exp(-time / decay) * note
-
     for position, start in enumerate(range(0, length, beat)):
+        notes = [(1, 12 + scale[rng.integers(len(scale))])]  # beats, semitones above the root
         if position % 4 == 0:
-            chord = int(rng.integers(0, 6))
-            for degree in (chord, chord + 2, chord + 4):
-                add_note(start, 4, degree, 0)
-        add_note(start, 1, int(rng.integers(0, len(scale))), 1)
+            notes += [(4, semitones) for semitones in scale[rng.integers(5) + np.array([0, 2, 4])]]
+        for beats, semitones in notes:
+            time = np.arange(min(beats * beat, length - start)) / SAMPLE_RATE
+            phase = 2 * np.pi * root_hz * 2 ** (semitones / 12) * time
+            note = (np.sin(harmonics * phase) / harmonics**brightness).sum(0)
+            envelope = np.minimum(time / 0.01, 1) * np.exp(-time / decay_s)
+            music[start : start + len(time)] += envelope * note
     return unit_power(music)
 
 
 def make_rir(rng: np.random.Generator, rt60: float) -> np.ndarray:
-    """Return a room impulse response (rt60 * 16000,): direct sound, reflections, decaying noise.
+    """Return a room impulse response: direct sound, early reflections, decaying noise.
 
-    ``rt60`` is the time in seconds in which the tail decays by 60 dB.
+    ``rt60`` is the time in seconds in which the noise falls by 60 dB, and the length.
     """
     length = int(rt60 * SAMPLE_RATE)
-    decay = 10 ** (-3 * np.arange(length) / length)
-    tail = unit_power(rng.standard_normal(length) * decay) / np.sqrt(length)  # energy of 1
-    tail[: int(0.005 * SAMPLE_RATE)] = 0
-    response = tail * 10 ** (-rng.uniform(-3, 6) / 20)  # direct-to-reverberant ratio in dB
+    tail = rng.standard_normal(length) * 10 ** (-3 * np.arange(length) / length)
+    tail[: SAMPLE_RATE // 200] = 0  # nothing comes back within 5 ms
+    direct_to_reverberant_db = rng.uniform(-3, 6)
+    response = tail / np.linalg.norm(tail) * 10 ** (-direct_to_reverberant_db / 20)
     delays = (rng.uniform(0.002, 0.12 * rt60, 6) * SAMPLE_RATE).astype(int)
     response[delays] += rng.uniform(0.1, 0.5, 6) * rng.choice([-1, 1], 6)
     response[0] = 1
@@ -313,196 +296,179 @@ def make_rir(rng: np.random.Generator, rt60: float) -> np.ndarray:
 
 
 def write_wav(path: Path, wave: np.ndarray) -> None:
-    """Write (T,) as 16-bit PCM, its level lowered where it would clip."""
+    """Write (T,), its level lowered where it would clip."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, wave * min(1, 0.95 / np.abs(wave).max()), SAMPLE_RATE, subtype="PCM_16")
+    wave = wave * min(1, 0.95 / np.abs(wave).max())
+    soundfile.write(path, wave, SAMPLE_RATE, subtype="PCM_16")
 
 
-def speaker_id(options: Options, index: int) -> str:
-    if index < options.train_voices:
-        return f"sp{10001 + index}"
-    return f"sp{20001 + index - options.train_voices}"
+def speaker(options: Options, index: int) -> str:
+    first_test = options.train_voices
+    return f"sp{10001 + index}" if index < first_test else f"sp{20001 + index - first_test}"
+
+
+def condition(options: Options, index: int, utterance: int) -> str:
+    return "clean" if index < options.train_voices else CONDITIONS[utterance % len(CONDITIONS)]
 
 
 def utterance_path(options: Options, index: int, utterance: int) -> str:
-    """Return the path under OUT_DIR; a session is named after its condition."""
-    is_test = index >= options.train_voices
-    condition = CONDITIONS[utterance % len(CONDITIONS)] if is_test else "clean"
-    session = f"{condition}{utterance // 4 + 1}"
-    return f"demo/{speaker_id(options, index)}/{session}/{utterance + 1:05d}.wav"
+    """Return the path under OUT_DIR; the condition is part of the session's name."""
+    session = f"{condition(options, index, utterance)}{utterance // UTTERANCES_PER_SESSION + 1}"
+    return f"demo/{speaker(options, index)}/{session}/{utterance + 1:05d}.wav"
 
 
 def write_voice(options: Options, folder: Path, index: int) -> None:
-    """Write all utterances of one speaker."""
+    """Write the utterances of one speaker."""
     engine, voice = Engine(), make_voice(options, index)
     part = TRAIN if index < options.train_voices else TEST
     for utterance in range(options.utterances):
         rng = options.rng("utterance", index, utterance)
-        path = utterance_path(options, index, utterance)
-        microphone = options.rng("microphone", index, utterance // 4)  # one a session
+        microphone = options.rng("microphone", index, utterance // UTTERANCES_PER_SESSION)
         wave = speak(engine, rng, voice, part, rng.integers(30, 51) / 10)
         wave = equalise(microphone, wave, MICROPHONE_DB)
-        if "/noisy" in path:
+        how = condition(options, index, utterance)
+        if how == "noisy":
             wave = add_noise(wave, make_noise(rng, len(wave)), rng.uniform(5, 15))
-        if "/reverberant" in path:
-            wave = unit_power(fftconvolve(wave, make_rir(rng, rng.uniform(0.3, 0.9)))[: len(wave)])
-        wave = add_noise(wave, rng.standard_normal(len(wave)), 45)  # no digital silence
-        write_wav(folder / path, wave * 10 ** (rng.uniform(-32, -20) / 20))
+        elif how == "reverberant":
+            wave = fftconvolve(wave, make_rir(rng, rng.uniform(0.3, 0.9)))[: len(wave)]
+        wave = add_noise(unit_power(wave), rng.standard_normal(len(wave)), 45)  # never silent
+        level_db = rng.uniform(-32, -20)
+        write_wav(folder / utterance_path(options, index, utterance), wave * 10 ** (level_db / 20))
 
 
-def write_noise(options: Options, folder: Path, index: int) -> None:
-    """Write one file of each of noise, music and speech (one voice, or babble of up to six)."""
-    length = NOISE_SECONDS * SAMPLE_RATE
-    rng = options.rng("augmentation", index)
-    first_spare = options.train_voices + options.test_voices
-    talkers = first_spare + rng.permutation(SPARE_VOICES)[: 1 + index % 6]
-    engine = Engine()
-    speech = sum(
-        speak(engine, rng, make_voice(options, int(talker)), SPARE, NOISE_SECONDS)
-        for talker in talkers
-    )
+def write_noises(options: Options, folder: Path, index: int) -> None:
+    """Write a noise, a piece of music, and the speech of one to six talkers."""
+    rng, engine = options.rng("noises", index), Engine()
+    talkers = options.voices + rng.permutation(SPARE_VOICES)[: 1 + index % 6]
     waves = {
-        "noise": make_noise(rng, length),
-        "music": make_music(rng, length),
-        "speech": unit_power(speech),
+        "noise": make_noise(rng, NOISE_SECONDS * SAMPLE_RATE),
+        "music": make_music(rng, NOISE_SECONDS * SAMPLE_RATE),
+        "speech": sum(
+            speak(engine, rng, make_voice(options, int(talker)), SPARE, NOISE_SECONDS)
+            for talker in talkers
+        ),
     }
     for category, wave in waves.items():
-        write_wav(folder / "musan_split" / category / "demo" / f"{index + 1:05d}.wav", wave / 10)
+        path = folder / "musan_split" / category / "demo" / f"{index + 1:05d}.wav"
+        write_wav(path, unit_power(wave) / 10)
 
 
 def write_room(options: Options, folder: Path, index: int) -> None:
-    """Write the impulse responses of one room, which share its reverberation time."""
-    size = list(ROOMS)[index % len(ROOMS)]
+    """Write the impulse responses of one room: one reverberation time, several positions."""
+    row, column = divmod(index, len(ROOMS))
+    size = list(ROOMS)[column]
     rng = options.rng("room", index)
     rt60 = rng.uniform(*ROOMS[size])
-    room = folder / "simulated_rirs" / size / f"Room{index // len(ROOMS) + 1:03d}"
+    room = folder / "simulated_rirs" / size / f"Room{row + 1:03d}"
     for position in range(RIRS_PER_ROOM):
         write_wav(room / f"{position + 1:05d}.wav", make_rir(rng, rt60))
 
 
 def make_trials(options: Options) -> Iterator[str]:
-    """Yield the lines of the trials file, shuffled: as many targets as non-targets.
+    """Yield the lines of the trials, shuffled: as many targets as non-targets, no pair twice.
 
-    No pair of files comes twice, in either order. Of the non-targets 35 % are of one sex and
-    language, 35 % of one sex and two languages, the others of two sexes; where a small set has too
-    few of one kind, the next kind makes up for it.
+    Of the non-targets 35 % are between voices of one sex and language, 35 % of one sex only; where
+    a small set has too few of a kind, the next kind makes up for it.
     """
     rng, count = options.rng("trials"), options.utterances
-    voices = range(options.train_voices, options.train_voices + options.test_voices)
-    pairs = np.stack(np.triu_indices(count, 1), axis=1)  # of one speaker's utterances, (P, 2)
+    voices = range(options.train_voices, options.voices)
+    pairs = list(itertools.combinations(range(count), 2))
     size = min(options.trials // 2, len(voices) * len(pairs))
     trials = []
     for drawn in rng.choice(len(voices) * len(pairs), size, replace=False):
         voice, (first, second) = voices[drawn // len(pairs)], pairs[drawn % len(pairs)]
-        trials.append((1, [(voice, first), (voice, second)]))
+        trials.append((1, ((voice, first), (voice, second))))
 
-    kinds: dict[tuple[bool, bool], list[tuple[int, int]]] = {}
-    for index in voices:
-        for other in range(index + 1, voices.stop):
-            (sex, language), (other_sex, other_language) = (
-                CELLS[voice % len(CELLS)] for voice in (index, other)
-            )
-            kind = (sex == other_sex, sex == other_sex and language == other_language)
-            kinds.setdefault(kind, []).append((index, other))
-    for kind, share in (((True, True), 0.35), ((True, False), 0.7), ((False, False), 1)):
-        choices = kinds.get(kind, [])
-        wanted = round(share * size) + size - len(trials)  # less what the kinds before have given
+    kinds = ([], [], [])  # same sex and language; same sex; other sex
+    for index, other in itertools.combinations(voices, 2):
+        group, other_group = GROUPS[index % len(GROUPS)], GROUPS[other % len(GROUPS)]
+        kind = 0 if group == other_group else 1 if group[0] == other_group[0] else 2
+        kinds[kind].append((index, other))
+    for choices, cumulated_share in zip(kinds, (0.35, 0.7, 1), strict=True):
         shape = (len(choices), count, count)
-        drawn = rng.choice(np.prod(shape), min(wanted, np.prod(shape)), replace=False)
+        missing = round((1 + cumulated_share) * size) - len(trials)
+        drawn = rng.choice(np.prod(shape), min(missing, np.prod(shape)), replace=False)
         for choice, first, second in zip(*np.unravel_index(drawn, shape), strict=True):
             index, other = choices[choice]
-            trials.append((0, [(index, first), (other, second)]))
+            trials.append((0, ((index, first), (other, second))))
 
-    rng.shuffle(trials)
-    for target, sides in trials:
+    for position in rng.permutation(len(trials)):
+        target, sides = trials[position]
         enrol, test = (utterance_path(options, *sides[side]) for side in rng.permutation(2))
         yield f"{target} {enrol} {test}\n"
 
 
-def run_task(task: tuple, options: Options, folder: Path) -> None:
-    write, index = task
-    write(options, folder, index)
+def run(task: Callable[[], None]) -> None:
+    task()
 
 
 def generate(options: Options, folder: Path, workers: int) -> dict[str, int]:
-    """Write everything but the stamp into ``folder`` and return how many files and trials."""
-    tasks = [(write_voice, i) for i in range(options.train_voices + options.test_voices)]
-    tasks += [(write_noise, i) for i in range(options.noises)]
-    tasks += [(write_room, i) for i in range(options.rooms * len(ROOMS))]
-    # A process a task: eSpeak's state, and so its output, must not depend on earlier tasks.
-    with multiprocessing.Pool(workers, maxtasksperchild=1) as pool:
-        done = pool.imap_unordered(partial(run_task, options=options, folder=folder), tasks)
-        for _ in tqdm(done, total=len(tasks), desc="Demo data", unit="part"):
+    """Write all but the stamp into ``folder``; return the number of files and of trials."""
+    tasks = [partial(write_voice, options, folder, i) for i in range(options.voices)]
+    tasks += [partial(write_noises, options, folder, i) for i in range(options.noises)]
+    tasks += [partial(write_room, options, folder, i) for i in range(options.rooms * len(ROOMS))]
+    has_server = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if has_server else "spawn")
+    context.set_forkserver_preload(["numpy", "scipy.signal", "soundfile", "tqdm"])
+    with context.Pool(workers, maxtasksperchild=1) as pool:  # see Engine: a process for each task
+        results = pool.imap_unordered(run, tasks)
+        for _ in tqdm(results, total=len(tasks), desc="Demo data", unit="task"):
             pass
-    with (folder / "demo_train.csv").open("w", newline="\n") as file:
-        file.write("File,Speaker\n")
-        for index in range(options.train_voices):
-            for utterance in range(options.utterances):
-                path = utterance_path(options, index, utterance)
-                file.write(f"{path},{speaker_id(options, index)}\n")
+
+    rows = ["File,Speaker\n"]
+    for index, utterance in itertools.product(
+        range(options.train_voices), range(options.utterances)
+    ):
+        path = utterance_path(options, index, utterance)
+        rows.append(f"{path},{speaker(options, index)}\n")
     trials = list(make_trials(options))
-    (folder / "demo_test_trials").write_text("".join(trials), newline="\n")
-    return count_wavs(folder) | {"trials": len(trials)}
+    (folder / "demo_train.csv").write_bytes("".join(rows).encode())
+    (folder / "demo_test_trials").write_bytes("".join(trials).encode())
+    return {**count_wavs(folder), "trials": len(trials)}
 
 
-def count_wavs(folder: Path) -> dict[str, int]:
-    return {name: sum(1 for _ in (folder / name).rglob("*.wav")) for name in PRODUCTS[:3]}
+def count_wavs(out: Path) -> dict[str, int]:
+    return {name: sum(1 for _ in (out / name).rglob("*.wav")) for name in FOLDERS}
 
 
-def read_stamp(folder: Path) -> dict:
+def read_stamp(out: Path) -> dict:
     try:
-        return json.loads((folder / PRODUCTS[-1]).read_text())
+        return json.loads((out / STAMP).read_text())
     except (OSError, ValueError):
         return {}
-
-
-def check_free(out: Path, names: list[str], options: dict[str, int]) -> None:
-    """Refuse to write over what is there: it is not ours, or somebody may need it."""
-    taken = [name for name in names if (out / name).exists()]
-    if not taken:
-        return
-    found = read_stamp(out).get("options", {})
-    changed = [f"{key} {found[key]}, not {options[key]}" for key in found if key in options]
-    changed = [text for text in changed if text.split()[1].rstrip(",") != text.split()[-1]]
-    why = (
-        f"made with other options ({'; '.join(changed)})" if changed else "not made by this script"
-    )
-    raise DemoError(
-        f"{out}: holds {', '.join(taken)}, {why}: choose another folder or remove them first"
-    )
 
 
 def prepare(options: Options, out: Path, workers: int) -> str:
     """Make the data under ``out`` unless they are there; return a sentence that says which.
 
-    All is written to a hidden folder and moved into place at the end, so that an interrupted run
-    leaves nothing that looks complete and the next one starts afresh.
+    Nothing that exists is overwritten or removed, but the hidden folder of an interrupted run: all
+    is written there and moved into place at the end.
     """
     wanted = {"version": VERSION, **asdict(options)}
     stamp = read_stamp(out)
-    if stamp.get("options") == wanted:
-        if count_wavs(out).items() <= stamp["counts"].items():
-            return f"{out}: the demo data are complete, nothing to do"
+    found = stamp.get("options", {})
+    if found == wanted and count_wavs(out).items() <= stamp["counts"].items():
+        return f"{out}: the demo data are complete, nothing to do"
+    taken = [name for name in PRODUCTS if (out / name).exists()]
+    if taken:
+        changed = [f"{k} {v}, not {wanted.get(k)}" for k, v in found.items() if wanted.get(k) != v]
+        why = f"made with {'; '.join(changed)}" if changed else "not a complete demo of this script"
         raise DemoError(
-            f"{out}: files of the demo data are missing: remove {', '.join(PRODUCTS)} and run again"
+            f"{out}: holds {', '.join(taken)}, {why}; choose another folder or remove them first"
         )
 
     staging = out / ".demo_partial"
-    moving = read_stamp(staging).get("options") == wanted  # stopped between the moves below
-    names = [name for name in PRODUCTS if not moving or (staging / name).exists()]
-    check_free(out, names, wanted)
-    if not moving:
-        if staging.exists():
-            shutil.rmtree(staging)
-        staging.mkdir(parents=True)
-        counts = generate(options, staging, workers)
-        text = json.dumps({"options": wanted, "counts": counts}, indent=2) + "\n"
-        (staging / PRODUCTS[-1]).write_text(text)
-    for name in names:
-        os.replace(staging / name, out / name)
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    counts = generate(options, staging, workers)
+    stamp = {"options": wanted, "counts": counts}
+    (staging / STAMP).write_text(json.dumps(stamp, indent=2) + "\n")
+    for name in PRODUCTS:  # the stamp last: it says that the others are complete
+        (staging / name).rename(out / name)
     staging.rmdir()
-    counts = ", ".join(f"{count} in {name}" for name, count in read_stamp(out)["counts"].items())
-    return f"{out}: wrote the demo data ({counts})"
+    total = ", ".join(f"{name} {count}" for name, count in counts.items())
+    return f"{out}: demo data written ({total})"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -511,30 +477,22 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("out_dir", type=Path, metavar="OUT_DIR", help="folder to write to")
-    helps = {
-        "train_voices": "training speakers",
-        "test_voices": "test speakers, none of them a training speaker",
-        "utterances": "utterances of each speaker, of 3 to 5 s",
-        "trials": "test trials at most, half of them targets",
-        "noises": f"files of {NOISE_SECONDS} s in each of noise, music and speech",
-        "rooms": f"rooms of each of three sizes, with {RIRS_PER_ROOM} impulse responses each",
-        "seed": "seed of every draw",
-    }
-    for f in fields(Options):
-        parser.add_argument(f"--{f.name}", type=int, default=f.default, help=f.metadata["help"])
+    for known in fields(Options):
+        text = known.metadata["help"]
+        parser.add_argument(f"--{known.name}", type=int, default=known.default, help=text)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     values = vars(parser.parse_args(arguments))
-    out, workers = values.pop("out_dir"), values.pop("workers")
+    out, workers = values.pop("out_dir"), max(1, values.pop("workers"))
     try:
         import espeakng_loader  # noqa: F401
 
-        print(prepare(Options(**values), out, max(1, workers)))
+        print(prepare(Options(**values), out, workers))
     except ImportError:
-        message = "eSpeak NG is missing: pip install espeakng-loader (or the extra: sslsv[demo])"
+        message = "eSpeak NG is missing: pip install espeakng-loader (extra 'demo' of sslsv)"
     except DemoError as error:
         message = str(error)
     except OSError as error:
-        message = f"{out}: cannot be written ({error.strerror}): choose another folder"
+        message = f"{out}: cannot be written ({error.strerror}); choose another folder"
     else:
         return
     parser.exit(2, f"{parser.prog}: error: {message}\n")
