@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 bad input (one sentence says what), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "sslsv") -> int:
         return 0
     name, *rest = argv
     if name not in COMMANDS:
-        print(f"error: unknown command '{name}'\n\n{_overview(prog)}", file=sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {', '.join(COMMANDS)}"
+        print(f"error: unknown command '{name}'; {hint}", file=sys.stderr)
         return 2
     return run_command(name, rest, f"{prog} {name}")
 
@@ -61,6 +64,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="key=value",
         nargs="*",
+        default=[],
         help="settings to change, such as trainer.epochs=10, "
         "evaluation.test.0.trials=[a,b] or run_dir=PATH",
     )

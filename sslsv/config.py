@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
 import types
 import typing
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import dacite
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
@@ -50,8 +48,8 @@ class Config:
     run_dir: Path | None = None  # where results go; the config's own folder when null
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ConfigError(f"seed: must be 0 or more, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed: must be from 0 to 2^63 - 1, got {self.seed}")
 
     def check(self, world_size: int = 1) -> None:
         """Refuse combinations of sections that contradict each other."""
@@ -61,23 +59,31 @@ class Config:
                 f"method.type: '{self.method.type}' needs {wanted} views but the dataset gives "
                 f"{self.dataset.sampling} ones; {_SAMPLING_HINTS[wanted]}"
             )
+        if self.dataset.ssps:
+            raise ConfigError(
+                "dataset.ssps: no method section uses the reference view; set it to false"
+            )
         if self.trainer.batch_size % world_size:
             raise ConfigError(
                 f"trainer.batch_size: {self.trainer.batch_size} does not divide over {world_size} "
                 f"processes; use a multiple of {world_size}"
             )
         shortest = self.encoder.min_samples
-        for name, length in self.dataset.lengths().items():
+        lengths = {f"dataset.{name}": n for name, n in self.dataset.lengths().items()}
+        for name in ("validation", "test"):
+            for i, task in enumerate(getattr(self.evaluation, name)):
+                lengths[f"evaluation.{name}.{i}.frame_length"] = task.frame_length or shortest
+        for name, length in lengths.items():
             if length < shortest:
                 raise ConfigError(
-                    f"dataset.{name}: {length} samples are shorter than one analysis window of "
-                    f"the encoder ({shortest})"
+                    f"{name}: {length} samples are shorter than one analysis window of the "
+                    f"encoder ({shortest})"
                 )
         rate = self.encoder.mel_sample_rate
         if self.encoder.extract_mel_features and rate != audio.SAMPLE_RATE:
             raise ConfigError(
-                f"encoder.mel_sample_rate: audio is read at {audio.SAMPLE_RATE} Hz, got {rate}; "
-                "set dataset.resample: true to convert files of other rates"
+                f"encoder.mel_sample_rate: must be {audio.SAMPLE_RATE}, the rate at which audio is "
+                f"read, got {rate}; dataset.resample: true converts files of other rates"
             )
         self._check_tracked_metric()
 
@@ -109,7 +115,7 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     if path.is_dir():
         path = path / "config.yml"
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read the configuration ({_reason(error)})") from None
     data, lines = _parse(text, path)
@@ -119,10 +125,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     try:
         config = _build_section(Config, data, ())
         config.check(distributed.world_size())
-    except _Located as error:
-        raise ConfigError(_locate(error, path, lines, overridden)) from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except (_Located, ConfigError) as error:
+        raise ConfigError(_locate(_located(error), path, lines, overridden)) from None
     config.run_dir = config.run_dir or path.parent
     return config
 
@@ -144,11 +148,8 @@ def save_resolved(config: Config) -> Path:
     """Write every value in force into the run folder."""
     assert config.run_dir is not None
     path = config.run_dir / RESOLVED_NAME
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     with atomic_write(path, "w") as file:
-        yaml.dump(to_dict(config), file)
+        _yaml().dump(to_dict(config), file)
     return path
 
 
@@ -160,35 +161,48 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> d
         if isinstance(a, dict) and isinstance(b, dict):
             found |= differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found[f"{prefix}{key}"] = f"{a} -> {b}"
+            found[f"{prefix}{key}"] = f"{_brief(a)} -> {_brief(b)}"
     return found
 
 
 # ---------------------------------------------------------------------------- YAML and overrides
 
 
+_UNREADABLE = (YAMLError, ValueError, RecursionError)  # such as 2024-13-45 or a list in itself
+
+
 def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """Safe-load ``text``; also the line on which each key stands."""
+    lines: dict[KeyPath, int] = {}
     try:
-        data = YAML(typ="safe", pure=True).load(text)
-        root = YAML(typ="safe", pure=True).compose(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f" line {mark.line + 1}" if mark else ""
-        problem = (error.problem or str(error)).splitlines()[0]
-        raise ConfigError(f"{path}{where}: not valid YAML: {problem}") from None
-    except YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        data = _plain(_yaml().load(text))  # a copy, in which anchor and alias are no longer one
+        _collect_lines(_yaml().compose(text), (), lines)
+    except _UNREADABLE as error:
+        where, problem = "", str(error)
+        if isinstance(error, MarkedYAMLError):
+            mark = error.problem_mark or error.context_mark
+            where = f" line {mark.line + 1}" if mark else ""
+            problem = ", ".join(part for part in (error.context, error.problem) if part)
+            problem = problem.partition(" with value ")[0]  # after which a duplicate is spelt out
+        raise ConfigError(f"{path}{where}: not valid YAML: {problem.splitlines()[0]}") from None
+    if data is None:
+        raise ConfigError(f"{path}: the file is empty")
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected 'key: value' sections, got {_shown(data)}")
-    lines: dict[KeyPath, int] = {}
-    _collect_lines(root, (), lines)
     return data, lines
 
 
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)  # version 1.2: 1e-3 is a number, yes is text
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    return yaml
+
+
 def _collect_lines(node: Node, path: KeyPath, lines: dict[KeyPath, int]) -> None:
+    children: list[tuple[str | int, Node, Node]]
     if isinstance(node, MappingNode):
-        children = [(key.value, key, value) for key, value in node.value]
+        children = [(str(key.value), key, value) for key, value in node.value]
     elif isinstance(node, SequenceNode):
         children = [(index, value, value) for index, value in enumerate(node.value)]
     else:
@@ -202,26 +216,27 @@ def _collect_lines(node: Node, path: KeyPath, lines: dict[KeyPath, int]) -> None
 def _apply_override(data: dict[str, Any], override: str) -> KeyPath:
     """Set one ``a.b.0.c=value`` in ``data``; the value is YAML. Returns the key path."""
     name, equals, text = override.partition("=")
-    if not equals or not name:
+    parts = name.split(".")
+    if not equals or not all(parts):
         raise ConfigError(f"override '{override}': expected key.sub=value")
     try:
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError:
+        value = _plain(_yaml().load(text))
+    except _UNREADABLE:
         raise ConfigError(f"override '{override}': '{text}' is not a YAML value") from None
-    parts = name.split(".")
     keys: list[str | int] = []
     node: Any = data
     for depth, part in enumerate(parts):
         here = ".".join(parts[:depth]) or "the configuration"
         key: str | int = part
         if isinstance(node, list):
-            if not part.isdigit() or int(part) > len(node):
+            end = len(node)
+            if not part.isdecimal() or int(part) > end:
                 raise ConfigError(
-                    f"override '{override}': {here} is a list of {len(node)}; "
-                    f"use a number from 0 to {len(node)}, not '{part}'"
+                    f"override '{override}': {here} is a list of {end}; use a number from 0 to "
+                    f"{end} ({end} adds an entry), not '{part}'"
                 )
             key = int(part)
-            if key == len(node):
+            if key == end:
                 node.append({})
         elif not isinstance(node, dict):
             raise ConfigError(f"override '{override}': {here} has no keys below it")
@@ -229,7 +244,7 @@ def _apply_override(data: dict[str, Any], override: str) -> KeyPath:
         if depth == len(parts) - 1:
             node[key] = value
         elif isinstance(node, dict) and node.get(key) is None:
-            node[key] = [] if parts[depth + 1].isdigit() else {}
+            node[key] = [] if parts[depth + 1].isdecimal() else {}
         node = node[key]
     return tuple(keys)
 
@@ -245,15 +260,23 @@ class _Located(Exception):
         super().__init__(f"{'.'.join(map(str, path))}: {message}" if path else message)
 
 
+def _located(error: _Located | ConfigError, section: KeyPath = ()) -> _Located:
+    """From a check's own words, "field.sub: what is wrong", where it is wrong."""
+    if isinstance(error, _Located):
+        return error
+    name, _, message = str(error).partition(": ")
+    return _Located((*section, *name.split(".")), message)
+
+
 def _locate(
     error: _Located, file: Path, lines: dict[KeyPath, int], overridden: set[KeyPath]
 ) -> str:
     path = error.path
-    while path and path not in lines:
-        if path in overridden:
-            return f"{error} (given on the command line)"
+    from_override = any(path[: len(given)] == given for given in overridden)
+    while path and path not in lines and not from_override:
+        from_override = any(given[: len(path)] == path for given in overridden)
         path = path[:-1]
-    if any(error.path[: len(given)] == given for given in overridden):
+    if from_override:
         return f"{error} (given on the command line)"
     return f"{file} line {lines[path]}: {error}" if path else f"{file}: {error}"
 
@@ -271,69 +294,54 @@ def _build_section(cls: Any, data: Any, path: KeyPath) -> Any:
     values = {}
     for key, value in data.items():
         if key not in names:
-            near = difflib.get_close_matches(str(key), names, n=1)
+            near = difflib.get_close_matches(str(key), names, n=1, cutoff=0.7)
             hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(names)}"
-            raise _Located((*path, key), f"unknown key; {hint}")
+            raise _Located((*path, str(key)), f"unknown key; {hint}")
         values[key] = _build_value(hints[key], value, (*path, key))
     for f in fields(cls):
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and f.name not in values:
             raise _Located((*path, f.name), "missing; this section must be given")
     try:
-        return dacite.from_dict(cls, values, _DACITE)
-    except dacite.WrongTypeError as error:
-        key = (*path, *(error.field_path or "").split("."))
-        value = _shown(error.value)
-        raise _Located(key, f"expected {_type_name(error.field_type)}, got {value}") from None
-    except ConfigError as error:  # from __post_init__: "field: what is wrong"
-        name, _, message = str(error).partition(": ")
-        raise _Located((*path, *name.split(".")), message) from None
+        return cls(**values)
+    except ConfigError as error:  # from __post_init__
+        raise _located(error, path) from None
 
 
 def _config_class(base: type, data: dict[str, Any], path: KeyPath) -> type:
     registry = _CHOSEN_BY_TYPE[base]
-    if "type" not in data:
+    if data.get("type") is None:
         raise _Located((*path, "type"), f"missing; choose one of: {', '.join(registry.names())}")
     try:
         return registry.get(data["type"]).config
     except ConfigError as error:
-        raise _Located((*path, "type"), str(error).partition(": ")[2]) from None
+        raise _located(error, path) from None
 
 
 def _build_value(hint: Any, value: Any, path: KeyPath) -> Any:
-    """Sections and lists of sections become dataclasses; anything else stays for dacite."""
-    if is_dataclass(hint):
-        return _build_section(hint, value, path)
-    arguments = typing.get_args(hint)
-    if isinstance(hint, types.UnionType) and value is not None:
-        sections = [a for a in arguments if is_dataclass(a)]
-        return _build_value(sections[0], value, path) if sections else value
-    if typing.get_origin(hint) is list and is_dataclass(arguments[0]):
-        if not isinstance(value, list):
-            raise _Located(path, f"expected a list ('- type: ...'), got {_shown(value)}")
-        return [_build_section(arguments[0], v, (*path, i)) for i, v in enumerate(value)]
-    return value
-
-
-def _integer(value: Any) -> Any:
-    if isinstance(value, bool):  # Python counts True as an int, YAML users do not
-        raise dacite.WrongTypeError(int, value)
-    return value
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise dacite.WrongTypeError(float, value)
-    return float(value)
-
-
-def _path(value: Any) -> Any:
-    if not isinstance(value, str | os.PathLike):
-        raise dacite.WrongTypeError(Path, value)
-    return Path(value)
-
-
-_DACITE = dacite.Config(type_hooks={int: _integer, float: _number, Path: _path}, cast=[tuple])
+    """``value`` as the type ``hint`` of its field: a section, or a list, or a single value."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):  # X | None
+        if value is None:
+            return None
+        (kind,) = (choice for choice in typing.get_args(hint) if choice is not type(None))
+    else:
+        kind = hint
+    if is_dataclass(kind):
+        return _build_section(kind, value, path)
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list and isinstance(value, list):
+        return [_build_value(inner[0], v, (*path, i)) for i, v in enumerate(value)]
+    if origin is tuple and isinstance(value, list) and len(value) == len(inner):
+        return tuple(_build_value(inner[i], v, (*path, i)) for i, v in enumerate(value))
+    if origin is typing.Literal and value in inner:
+        return value
+    if kind is float and type(value) is int and abs(value) < 2**53:  # so that none is rounded
+        return float(value)
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if type(value) is kind:  # isinstance would take true for a whole number
+        return value
+    raise _Located(path, f"expected {_type_name(hint)}, got {_shown(value)}")
 
 
 def _plain(value: Any) -> Any:
@@ -344,18 +352,30 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def _brief(value: Any) -> str:
+    return "a section" if isinstance(value, dict) else "null" if value is None else str(value)
+
+
 def _type_name(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(hint)))
-    if isinstance(hint, types.UnionType):
-        return " or ".join(_type_name(a) for a in typing.get_args(hint))
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(_type_name(choice) for choice in inner)
+    if origin is list and is_dataclass(inner[0]):
+        return "a list of sections ('- type: ...')"
+    if origin in (list, tuple):
+        count = f" of {len(inner)}" if origin is tuple else ""
+        return f"a list{count} (each {_type_name(inner[0])})"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    names |= {Path: "a path", type(None): "null"}
-    return names.get(hint) or str(hint)
+    return (names | {Path: "a path", type(None): "null"})[hint]
 
 
 def _shown(value: Any) -> str:
-    return "null" if value is None else f"{value!r} ({type(value).__name__})"
+    if value is None:
+        return "null"
+    text = repr(value)
+    return f"{text if len(text) <= 100 else text[:100] + '...'} ({type(value).__name__})"
 
 
 def _reason(error: Exception) -> str:

@@ -55,7 +55,7 @@ def build_trainer(config: Config) -> Trainer:
     device = distributed.default_device()
 
     def validate() -> dict[str, float]:
-        found = _run_tasks(tasks, method, device)
+        found = _run_tasks(tasks, method.eval().embed, device)
         return {f"val/{name}": value for name, value in found.metrics.items()}
 
     return Trainer(
@@ -119,9 +119,7 @@ def _build_tasks(config: Config, tasks: list[TaskConfig]) -> list[Task]:
     return [EVALUATIONS.get(task.type).cls(task, config.dataset) for task in tasks]
 
 
-def _run_tasks(tasks: list[Task], embed: Embed | Method, device: torch.device) -> Result:
-    if isinstance(embed, Method):
-        embed = embed.eval().embed
+def _run_tasks(tasks: list[Task], embed: Embed, device: torch.device) -> Result:
     found = Result()
     for task in tasks:
         result = task.run(embed, device)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +31,8 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # usually it has taken its place and is no longer there
+            temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -44,11 +45,14 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in ``path``; empty where there is no such file."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); move it away") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: holds no JSON object; move it away")
+    return value
 
 
 def _finite(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Reading, probing and writing audio files."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -253,3 +254,9 @@ def test_real_speech() -> None:
     with AudioFile(path) as file:
         middle = len(whole) // 2
         np.testing.assert_array_equal(file.read(middle, 1000), whole[middle : middle + 1000])
+
+
+def test_torchaudio_that_does_not_fit_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchaudio", None)  # what import meets is an ImportError
+    with pytest.raises(UserError, match=r"pip install torch==2\.11\.0 torchaudio==2\.11\.0"):
+        audio.torchaudio()

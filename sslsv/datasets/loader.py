@@ -25,6 +25,7 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory and torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
+            generator=torch.Generator(),  # what it draws for workers is not taken from the model's
         )
 
     def __len__(self) -> int:
@@ -33,6 +34,9 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         for batch in self._loader:
             if isinstance(batch, UserError):
+                # Ends the workers now. The error's traceback would keep them until the garbage
+                # collector, which may close their queues first, and then waits for them in vain.
+                self._loader._iterator = None
                 raise batch
             yield batch
 

@@ -75,6 +75,8 @@ def read_manifest(
         ) from None
     except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise DataError(f"{path}: cannot be read as CSV ({str(error).strip()})") from None
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus fields for row names
+        raise DataError(f"{path} line 2: more fields than the header's {len(table.columns)}")
     for column in ("File", label_key):
         if column not in table.columns:
             raise DataError(

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 from torch.utils.data import Sampler
 
 from sslsv.errors import ConfigError
+from sslsv.randomness import generator
 
 
 class Draw(NamedTuple):
@@ -59,7 +59,7 @@ class ShuffledBatches(Sampler[list[Draw]]):
         return self.rows // self.batch_size
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.rows)
+        order = generator("order", self.seed, self.epoch).permutation(self.rows)
         share = self.batch_size // self.world_size
         for batch in range(self.start, len(self)):
             first = batch * self.batch_size + self.rank * share

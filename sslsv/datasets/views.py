@@ -17,6 +17,7 @@ from sslsv.datasets.augmentation import Augmentation, AugmentationConfig
 from sslsv.datasets.manifest import Manifest
 from sslsv.datasets.samplers import Draw, SamplerConfig
 from sslsv.errors import ConfigError, UserError
+from sslsv.randomness import generator
 
 
 @dataclass(kw_only=True)
@@ -143,7 +144,7 @@ class SpeechDataset(Dataset):
     def _read(self, draws: Sequence[Draw]) -> Batch:
         views = [np.empty((len(draws), view.samples), np.float32) for view in self.views]
         generators = [
-            [np.random.default_rng((self.seed, d.epoch, d.row, v)) for d in draws]
+            [generator("sample", self.seed, d.epoch, d.row, v) for d in draws]
             for v in range(len(views))
         ]
         for i, draw in enumerate(draws):

@@ -131,7 +131,8 @@ class ResNet34(Encoder):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.to(memory_format=torch.channels_last)  # the layout in which convolutions are fastest
+                # The layout in which convolutions are fastest, also on CPU.
+                module.weight.data = module.weight.to(memory_format=torch.channels_last)
 
     def forward(self, wave: Tensor) -> Tensor:
         x = self.features_extractor(wave).unsqueeze(1)  # (B, 1, M, F)

@@ -72,8 +72,9 @@ class SVCosine(Task):
         super().__init__(config, dataset)
         self.lists: dict[str, Trials] = {}
         for name in config.trials:
-            self.lists[name] = read_trials(dataset.base_path / name)
-            check_files(self.lists[name].files, dataset.base_path, name)
+            path = dataset.base_path / name
+            self.lists[name] = read_trials(path)
+            check_files(self.lists[name].files, dataset.base_path, str(path))
 
     def run(self, embed: Embed, device: torch.device) -> Result:
         files = sorted({file for trials in self.lists.values() for file in trials.files})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sslsv.errors import CheckpointError, listing
 from sslsv.files import atomic_write
@@ -33,15 +31,20 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
-    except (OSError, EOFError, RuntimeError, BadZipFile, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()
+        there = sorted(p.stem.removeprefix("model_") for p in path.parent.glob("model_*.pt"))
+        hint = f"there are: {', '.join(there)}" if there else "train first, or check run_dir"
+        raise CheckpointError(f"{path}: no such checkpoint ({hint})") from None
+    except Exception as error:  # damaged bytes raise anything, from UnicodeDecodeError on
+        reason = str(error).strip().splitlines() or ["empty file"]
         raise CheckpointError(
-            f"{path}: damaged, or not a checkpoint ({reason[0] if reason else 'empty file'}); "
+            f"{path}: damaged, or not a checkpoint ({reason[0].split('. ')[0]}); "
             "use another one from the same folder or delete it"
         ) from None
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise CheckpointError(f"{path}: not a checkpoint of a training (no entry 'model')")
+    model = state.get("model") if isinstance(state, dict) else None
+    if not isinstance(model, dict) or not all(isinstance(v, Tensor) for v in model.values()):
+        raise CheckpointError(
+            f"{path}: not a checkpoint of a training (no entry 'model' that holds tensors)"
+        )
     return state
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from sslsv import distributed
+from sslsv.errors import UserError
 from sslsv.files import read_json, write_json
 
 
@@ -49,7 +50,10 @@ class Tracker:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TensorBoard's own, about protobuf and the like
             from torch.utils.tensorboard import SummaryWriter
-        self._tensorboard = SummaryWriter(str(self._folder), purge_step=step)
+        try:
+            self._tensorboard = SummaryWriter(str(self._folder), purge_step=step)
+        except OSError as error:
+            raise UserError(f"{self._folder}: cannot be written ({error.strerror})") from None
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
         if self._tensorboard:

@@ -131,6 +131,8 @@ class Trainer:
                 "(raise trainer.epochs, or choose another run_dir to start anew)"
             )
             return
+        if self._out_of_patience():
+            return
         self.tracker.start(self.epoch, self.step)
         self.method.on_train_start(self.progress)
         while self.epoch < last:
@@ -140,11 +142,7 @@ class Trainer:
             improved = self._update_best(metrics)
             self.tracker.log_epoch(self.epoch, self.step, metrics)
             self._save(improved)
-            if self.stale_epochs >= self.config.patience:
-                say(
-                    f"stopped early: {self.config.tracked_metric} did not improve for "
-                    f"{self.stale_epochs} epochs"
-                )
+            if self._out_of_patience():
                 break
         self.tracker.close()
 
@@ -275,11 +273,21 @@ class Trainer:
         if value is None:  # nothing is validated
             return False
         sign = 1 if self.config.tracked_mode == "min" else -1
-        if self.best_metric is None or sign * value < sign * self.best_metric:
+        best = math.inf if self.best_metric is None else sign * self.best_metric
+        if sign * value < best:  # never true of a NaN
             self.best_metric, self.stale_epochs = value, 0
             return True
         self.stale_epochs += 1
         return False
+
+    def _out_of_patience(self) -> bool:
+        if self.stale_epochs < self.config.patience:
+            return False
+        say(
+            f"{self.run_dir}: stopped early, {self.config.tracked_metric} did not improve for "
+            f"{self.stale_epochs} epochs (trainer.patience)"
+        )
+        return True
 
     # ------------------------------------------------------------------------ state
 
@@ -299,7 +307,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         checkpoint.load_weights(self.method, state, source)
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            self._load_optimizer(state["optimizer"])
             self.epoch = state["epoch"]
             self.step = state["step"]
             self.best_metric = state["best_metric"]
@@ -310,6 +318,16 @@ class Trainer:
                 f"{source}: holds weights but not the state of a training of this kind ({error}); "
                 "give it as trainer.init_weights to start from its weights"
             ) from None
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Moments from ``state``; weight decay and the like from this configuration."""
+        groups = self.optimizer.param_groups
+        if any(("betas" in saved) != ("betas" in groups[0]) for saved in state["param_groups"]):
+            raise ValueError("it is of another optimizer")
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        self.optimizer.load_state_dict(state)
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
 
     def resume(self) -> None:
         """Go on from this run's latest checkpoint, else start as the configuration says."""

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -150,7 +151,7 @@ def make_voice(options: Options, index: int) -> Voice:
 class Engine:
     """eSpeak NG through its C interface.
 
-    The library cannot forget earlier sentences (its random state goes on, even when it is started
+    The library cannot forget earlier sentences (its oscillators go on, even when it is started
     again), so what has to be reproducible is spoken in a process of its own.
     """
 
@@ -170,6 +171,7 @@ class Engine:
         )
         if self.sample_rate <= 0:
             raise DemoError("eSpeak NG does not start: reinstall the package espeakng-loader")
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # it would be the time of day
         self.chunks: list[np.ndarray] = []
         self.callback = self.CALLBACK(self._collect)  # kept: the library holds no reference to it
         self.library.espeak_SetSynthCallback(self.callback)
@@ -407,8 +409,7 @@ def generate(options: Options, folder: Path, workers: int) -> dict[str, int]:
     tasks = [partial(write_voice, options, folder, i) for i in range(options.voices)]
     tasks += [partial(write_noises, options, folder, i) for i in range(options.noises)]
     tasks += [partial(write_room, options, folder, i) for i in range(options.rooms * len(ROOMS))]
-    has_server = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if has_server else "spawn")
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["numpy", "scipy.signal", "soundfile", "tqdm"])
     with context.Pool(workers, maxtasksperchild=1) as pool:  # see Engine: a process for each task
         results = pool.imap_unordered(run, tasks)
@@ -457,6 +458,8 @@ def prepare(options: Options, out: Path, workers: int) -> str:
             f"{out}: holds {', '.join(taken)}, {why}; choose another folder or remove them first"
         )
 
+    if importlib.util.find_spec("espeakng_loader") is None:
+        raise DemoError("eSpeak NG is missing: pip install espeakng-loader (extra 'demo' of sslsv)")
     staging = out / ".demo_partial"
     if staging.exists():
         shutil.rmtree(staging)
@@ -484,11 +487,7 @@ def main(arguments: list[str] | None = None) -> None:
     values = vars(parser.parse_args(arguments))
     out, workers = values.pop("out_dir"), max(1, values.pop("workers"))
     try:
-        import espeakng_loader  # noqa: F401
-
         print(prepare(Options(**values), out, workers))
-    except ImportError:
-        message = "eSpeak NG is missing: pip install espeakng-loader (extra 'demo' of sslsv)"
     except DemoError as error:
         message = str(error)
     except OSError as error:

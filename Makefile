@@ -1,0 +1,42 @@
+# make demo   synthetic speech -> train -> evaluate; sets everything up first
+# make test   lint, types, all tests; sets everything up first
+# make soak   the proofs that take long
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+
+DEMO_DATA ?= data/demo
+DEMO_CONFIG ?= models/demo/simclr/config.yml
+DEMO_SIZE ?=# options of prepare_demo.py, such as --train_voices 40
+DEMO_SET ?=# settings of the training, such as trainer.epochs=1 run_dir=runs/short
+PYTEST ?=# options of pytest, such as -k config
+
+.PHONY: demo test lint soak clean
+
+demo: $(READY)
+	$(PY) tools/prepare_data/prepare_demo.py $(DEMO_DATA) $(DEMO_SIZE)
+	$(PY) sslsv/bin/train.py $(DEMO_CONFIG) dataset.base_path=$(DEMO_DATA) $(DEMO_SET)
+	$(PY) sslsv/bin/evaluate.py $(DEMO_CONFIG) --baselines --plots dataset.base_path=$(DEMO_DATA) $(DEMO_SET)
+
+test: lint
+	$(PY) -m pytest -m "not soak" $(PYTEST)
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+soak: $(READY)
+	$(PY) -m pytest -m soak $(PYTEST)
+
+$(READY): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "error: Python 3.10 to 3.13 is needed; run 'make PYTHON=python3.12 ...'"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt -e ".[demo,dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,257 @@
+"""From a row of the list to its views: lengths, positions, and that nothing else matters."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+import soundfile as sf
+import torch
+
+from sslsv import audio
+from sslsv.datasets.augmentation import AugmentationConfig
+from sslsv.datasets.manifest import Manifest, read_manifest
+from sslsv.datasets.samplers import Draw
+from sslsv.datasets.views import Batch, DatasetConfig, SpeechDataset, View
+from sslsv.errors import ConfigError, DataError
+
+SEED = 11
+FRAME = 3000
+
+
+def make_dataset(base_path: Path, seed: int = SEED, **fields: object) -> SpeechDataset:
+    fields = {"ssl": True, "frame_length": FRAME, "base_path": base_path} | fields
+    config = DatasetConfig(**fields)  # type: ignore[arg-type]
+    return SpeechDataset(read_manifest("train.csv", base_path), config, seed)
+
+
+def read(dataset: SpeechDataset, *draws: tuple[int, int]) -> Batch:
+    batch = dataset.__getitems__([Draw(*draw) for draw in draws])
+    assert isinstance(batch, Batch)
+    return batch
+
+
+def whole_file(manifest: Manifest, row: int) -> np.ndarray:
+    wave, rate = sf.read(manifest.base_path / manifest.file(row), dtype="float32")
+    assert rate == 16000
+    return wave
+
+
+def find(crop: np.ndarray, wave: np.ndarray) -> int:
+    """The one place where ``crop`` stands in ``wave``, sample for sample."""
+    places = np.flatnonzero(wave[: len(wave) - len(crop) + 1] == crop[0])
+    (place,) = (p for p in places if np.array_equal(wave[p : p + len(crop)], crop))
+    return int(place)
+
+
+@pytest.fixture(scope="module")
+def noise_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """A list of two rows for one file of white noise with so many samples."""
+    made: dict[int, Path] = {}
+
+    def folder(samples: int) -> Path:
+        if samples not in made:
+            base = made[samples] = tmp_path_factory.mktemp("noise")
+            rng = np.random.default_rng(samples)
+            audio.write(base / "noise.wav", rng.uniform(-1, 1, samples))
+            (base / "train.csv").write_text("File,Speaker\nnoise.wav,a\nnoise.wav,a\n")
+        return made[samples]
+
+    return folder
+
+
+# ----------------------------------------------------------------------------------- which views
+
+CROPS = {
+    "ssl_dino_global_count": 2,
+    "ssl_dino_global_length": 4000,
+    "ssl_dino_local_count": 3,
+    "ssl_dino_local_length": 1500,
+    "frame_sampling": "dino",
+}
+PLAIN, LONG, SHORT = View(FRAME), View(4000), View(1500)
+CLEAN = View(5000, augmented=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sampling", "views"),
+    [
+        ({"ssl": False}, "single", [PLAIN]),
+        ({"ssl": False, "frame_sampling": "dino"}, "single", [PLAIN]),
+        ({}, "siamese", [PLAIN, PLAIN]),
+        (CROPS, "multicrop", [LONG, LONG, SHORT, SHORT, SHORT]),
+        (CROPS | {"ssl_dino_local_count": 0}, "multicrop", [LONG, LONG]),
+        ({"ssps": True, "ssps_frame_length": 5000}, "siamese", [PLAIN, PLAIN, CLEAN]),
+        (
+            CROPS | {"ssps": True, "ssps_frame_length": 5000},
+            "multicrop",
+            [LONG, LONG, SHORT, SHORT, SHORT, CLEAN],
+        ),
+    ],
+)
+def test_views_have_their_true_lengths(
+    corpus: Path, fields: dict[str, object], sampling: str, views: list[View]
+) -> None:
+    config = DatasetConfig(**({"ssl": True, "frame_length": FRAME} | fields))  # type: ignore[arg-type]
+    assert config.sampling == sampling
+    assert config.views() == views
+    assert set(config.lengths().values()) == {view.samples for view in views}
+    batch = read(make_dataset(corpus, **fields), (0, 3), (0, 30), (0, 9))
+    assert [tuple(view.shape) for view in batch.views] == [(3, view.samples) for view in views]
+    assert {view.dtype for view in batch.views} == {torch.float32}
+
+
+def test_a_batch_says_which_rows_and_labels_it_holds(corpus: Path) -> None:
+    batch = read(make_dataset(corpus), (0, 30), (0, 0), (0, 9))
+    assert batch.rows.tolist() == [30, 0, 9]
+    assert batch.labels.tolist() == [7, 0, 2]  # four files a speaker
+    assert batch.rows.dtype == batch.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "least"),
+    [
+        ("frame_length", 0, 1),
+        ("ssl_dino_global_count", 0, 1),
+        ("ssl_dino_global_length", 0, 1),
+        ("ssl_dino_local_count", -1, 0),
+        ("ssl_dino_local_length", 0, 1),
+        ("ssps_frame_length", 0, 1),
+        ("num_workers", -1, 0),
+        ("max_samples", 0, 1),
+    ],
+)
+def test_config_is_checked(field: str, value: int, least: int) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}: must be at least {least}, got {value}$"):
+        DatasetConfig(**{field: value})  # type: ignore[arg-type]
+
+
+# ----------------------------------------------------------------------------------- which samples
+
+
+@pytest.mark.parametrize("fields", [{"ssl": False}, {}, CROPS | {"ssps": True}])
+def test_views_are_slices_of_the_file(corpus: Path, fields: dict[str, object]) -> None:
+    dataset = make_dataset(corpus, ssps_frame_length=9000, **fields)
+    rows = range(0, 32, 3)
+    batch = read(dataset, *((4, row) for row in rows))
+    for i, row in enumerate(rows):
+        wave = whole_file(dataset.manifest, row)
+        places = [find(view[i].numpy(), wave) for view in batch.views]
+        assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize("length", [700, FRAME - 1, FRAME])
+def test_a_short_file_is_repeated_to_the_length(
+    noise_folder: Callable[[int], Path], length: int
+) -> None:
+    dataset = make_dataset(noise_folder(length))
+    wave = whole_file(dataset.manifest, 0)
+    batch = read(dataset, (0, 0), (1, 1))
+    for view in batch.views:
+        for row in view.numpy():
+            np.testing.assert_array_equal(row, wave[np.arange(FRAME) % length])
+
+
+def test_positions_cover_the_whole_range_evenly_and_independently(
+    noise_folder: Callable[[int], Path],
+) -> None:
+    room, count = 7, 6400
+    dataset = make_dataset(noise_folder(200 + room), frame_length=200)
+    wave = whole_file(dataset.manifest, 0)
+    batch = read(dataset, *((epoch, 0) for epoch in range(count)))
+    places = {wave[start]: start for start in range(room + 1)}  # told by the first sample
+    assert len(places) == room + 1
+    starts = [[places[value] for value in view[:, 0].numpy()] for view in batch.views]
+    pairs = np.zeros((room + 1, room + 1))  # of the positions of the two views
+    np.add.at(pairs, tuple(starts), 1)
+    assert scipy.stats.chisquare(pairs.sum(axis=0)).pvalue > 1e-3
+    assert scipy.stats.chisquare(pairs.sum(axis=1)).pvalue > 1e-3
+    assert scipy.stats.chisquare(pairs.ravel()).pvalue > 1e-3
+
+
+def test_row_epoch_seed_and_view_each_change_the_position(
+    noise_folder: Callable[[int], Path],
+) -> None:
+    base = noise_folder(16000)
+    wave = whole_file(read_manifest("train.csv", base), 0)
+    starts = [
+        find(view[i].numpy(), wave)
+        for seed in (1, 2)
+        for view in read(make_dataset(base, seed), (0, 0), (0, 1), (1, 0), (1, 1)).views
+        for i in range(4)
+    ]
+    assert len(set(starts)) == 16
+
+
+def test_audio_of_another_rate_is_converted_only_if_asked(tmp_path: Path) -> None:
+    audio.write(tmp_path / "8k.wav", 0.5 * np.sin(2 * np.pi * 440 / 8000 * np.arange(4000)), 8000)
+    (tmp_path / "train.csv").write_text("File,Speaker\n8k.wav,a\n")
+    refused = make_dataset(tmp_path).__getitems__([Draw(0, 0)])
+    assert isinstance(refused, DataError)
+    assert "8k.wav: the sample rate is 8000 Hz" in str(refused)
+    batch = read(make_dataset(tmp_path, resample=True, frame_length=8000), (0, 0))
+    tone = 0.5 * np.sin(2 * np.pi * 440 / 16000 * np.arange(8000))
+    inner = slice(100, -100)  # the filter reaches beyond the ends
+    np.testing.assert_allclose(batch.views[0][0].numpy()[inner], tone[inner], atol=0.005)
+
+
+# --------------------------------------------------- a sample depends on seed, epoch, row and view
+
+
+def augmentation(strategy: str = "all") -> AugmentationConfig:
+    return AugmentationConfig(strategy=strategy, musan_noise_num=(1, 2))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fields", [{}, CROPS | {"ssps": True, "ssps_frame_length": 5000}])
+def test_a_sample_does_not_depend_on_its_neighbours(
+    corpus: Path, fields: dict[str, object]
+) -> None:
+    dataset = make_dataset(corpus, **fields)
+    together = read(dataset, *((2, row) for row in (5, 0, 31, 17)))
+    for i, row in enumerate((5, 0, 31, 17)):
+        alone = dataset[Draw(2, row)]
+        assert isinstance(alone, Batch)
+        for one, many in zip(alone.views, together.views, strict=True):
+            assert torch.equal(one[0], many[i])
+
+
+def test_an_augmented_sample_does_not_depend_on_its_neighbours(corpus: Path) -> None:
+    """To rounding: the size of the FFT is that of the batch's longest response."""
+    dataset = make_dataset(corpus, augmentation=augmentation())
+    together = read(dataset, *((2, row) for row in range(16)))
+    for row in range(16):
+        alone = read(dataset, (2, row))
+        for one, many in zip(alone.views, together.views, strict=True):
+            torch.testing.assert_close(one[0], many[row], rtol=1e-5, atol=1e-6)
+
+
+def test_augmentation_moves_no_crop_and_spares_the_clean_one(corpus: Path) -> None:
+    fields = {"ssps": True, "ssps_frame_length": 5000}
+    draws = [(1, row) for row in range(32)]
+    clean = read(make_dataset(corpus, **fields), *draws)
+    noisy = read(make_dataset(corpus, augmentation=augmentation(), **fields), *draws)
+    assert torch.equal(noisy.views[2], clean.views[2])
+    same = torch.stack([(noisy.views[v] == clean.views[v]).all(dim=1) for v in (0, 1)])
+    assert 0 < same.float().mean() < 0.6  # "all" leaves a quarter as it is, at the same position
+    assert (same[0] != same[1]).any()  # each view has a draw of its own
+
+
+def test_augmentation_that_is_not_enabled_needs_no_folders(
+    noise_folder: Callable[[int], Path],
+) -> None:
+    off = AugmentationConfig(enable=False)
+    base = noise_folder(16000)
+    batch = read(make_dataset(base, augmentation=off), (0, 0))
+    assert torch.equal(batch.views[1], read(make_dataset(base), (0, 0)).views[1])
+
+
+# --------------------------------------------------------------------------------- unusable audio
+
+
+def test_errors_are_handed_over_not_raised(tmp_path: Path) -> None:
+    audio.write(tmp_path / "here.wav", np.full(4000, 0.1))
+    (tmp_path / "train.csv").write_text("File,Speaker\nhere.wav,a\ngone.wav,a\n")
+    result = make_dataset(tmp_path).__getitems__([Draw(0, 0), Draw(0, 1)])
+    assert isinstance(result, DataError)
+    assert str(result) == f"{tmp_path / 'gone.wav'}: file not found"

@@ -1,0 +1,108 @@
+"""The log-mel front-end against its definition, in numpy and float64."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.lib.stride_tricks import sliding_window_view
+
+from sslsv.encoders.base import EncoderConfig
+from sslsv.encoders.frontend import FrontEnd, log_mel
+
+RATE = 16000
+
+
+def make_frontend(**fields: object) -> FrontEnd:
+    return log_mel(EncoderConfig(type="any", **fields))  # type: ignore[arg-type]
+
+
+def noise(length: int, rows: int = 2, seed: int = 0) -> np.ndarray:
+    """Coloured noise whose level changes with time."""
+    rng = np.random.default_rng(seed)
+    wave = np.cumsum(rng.standard_normal((rows, length)), axis=1) * 0.01
+    wave += 0.1 * rng.standard_normal((rows, length))
+    return (0.2 * wave * (1 + np.sin(np.arange(length) / 700))).astype(np.float32)
+
+
+def mel_triangles(n_mels: int, n_fft: int) -> np.ndarray:
+    """(bins, n_mels), corners equally spaced on the HTK scale from 0 to 8000 Hz, peaks of 1."""
+    top = 2595 * np.log10(1 + 8000 / 700)
+    corners = 700 * (10 ** (np.linspace(0, top, n_mels + 2) / 2595) - 1)
+    f = np.linspace(0, RATE / 2, n_fft // 2 + 1)[:, None]
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]
+    rising, falling = (f - left) / (centre - left), (right - f) / (right - centre)
+    return np.maximum(0, np.minimum(rising, falling))
+
+
+def oracle(
+    wave: np.ndarray, n_mels: int, window: str, n_fft: int = 512, length: int = 400, hop: int = 160
+) -> np.ndarray:
+    """(B, T) -> (B, n_mels, 1 + T // hop)."""
+    a = {"hamming": 0.54, "hann": 0.5}[window]
+    periodic = a - (1 - a) * np.cos(2 * np.pi * np.arange(length) / length)
+    left = (n_fft - length) // 2
+    taper = np.pad(periodic, (left, n_fft - length - left))
+    padded = np.pad(wave.astype(np.float64), ((0, 0), (n_fft // 2, n_fft // 2)), mode="reflect")
+    frames = sliding_window_view(padded, n_fft, axis=1)[:, ::hop]  # (B, F, n_fft)
+    power = np.abs(np.fft.rfft(frames * taper)) ** 2
+    x = np.log(power @ mel_triangles(n_mels, n_fft) + 1e-6).swapaxes(1, 2)  # (B, M, F)
+    mean, var = x.mean(axis=2, keepdims=True), x.var(axis=2, keepdims=True)
+    return (x - mean) / np.sqrt(var + 1e-5)
+
+
+@pytest.mark.parametrize("window", ["hamming", "hann"])
+@pytest.mark.parametrize("n_mels", [40, 80])
+def test_equals_the_definition(window, n_mels):
+    wave = noise(RATE)
+    features = make_frontend(mel_n_mels=n_mels, mel_win_fn=window)(torch.from_numpy(wave))
+    np.testing.assert_allclose(features.numpy(), oracle(wave, n_mels, window), atol=1e-3)
+
+
+@given(length=st.integers(512, 4000), seed=st.integers(0, 100))
+@settings(max_examples=20)
+def test_equals_the_definition_at_any_length(length, seed):
+    wave = noise(length, rows=1, seed=seed)
+    features = make_frontend()(torch.from_numpy(wave))
+    assert features.shape == (1, 40, 1 + length // 160)
+    np.testing.assert_allclose(features.numpy(), oracle(wave, 40, "hamming"), atol=1e-3)
+
+
+def test_window_hop_and_transform_sizes_are_obeyed():
+    wave = noise(5000)
+    sizes = {"mel_n_fft": 1024, "mel_win_length": 320, "mel_hop_length": 100}
+    features = make_frontend(mel_n_mels=16, **sizes)(torch.from_numpy(wave))
+    np.testing.assert_allclose(
+        features.numpy(), oracle(wave, 16, "hamming", 1024, 320, 100), atol=1e-3
+    )
+
+
+def test_two_seconds_are_201_frames():
+    assert make_frontend()(torch.zeros(3, 2 * RATE)).shape == (3, 40, 201)
+
+
+def test_silence_gives_zeros():
+    assert make_frontend()(torch.zeros(1, 4000)).abs().max() < 1e-2
+
+
+def test_level_and_the_other_rows_do_not_matter():
+    frontend, wave = make_frontend(), torch.randn(2, 8000)
+    features = frontend(wave)
+    torch.testing.assert_close(frontend(20 * wave), features, atol=1e-3, rtol=0)
+    torch.testing.assert_close(frontend(wave[1:]), features[1:])
+
+
+def test_float32_whatever_autocast_says():
+    frontend, wave = make_frontend(), torch.from_numpy(noise(8000))
+    expected = frontend(wave)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = frontend(wave)
+    assert features.dtype == torch.float32
+    assert torch.equal(features, expected)
+
+
+def test_no_gradient_and_nothing_to_train():
+    frontend = make_frontend()
+    wave = torch.from_numpy(noise(4000)).requires_grad_()
+    assert not frontend(wave).requires_grad
+    assert not list(frontend.parameters())

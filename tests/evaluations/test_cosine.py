@@ -1,0 +1,287 @@
+"""Speaker verification by cosine: scores by definition, metrics with known answers, refusals."""
+
+from collections.abc import Callable
+from math import acos, cos, inf, log2, nan, pi, sin
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from torch import Tensor
+
+from sslsv.config import load_config
+from sslsv.datasets.views import DatasetConfig
+from sslsv.errors import ConfigError, DataError
+from sslsv.evaluations import cosine
+from sslsv.evaluations.base import Embed, Result
+from sslsv.evaluations.cosine import SVCosine, SVCosineConfig
+from sslsv.evaluations.embeddings import Extraction
+
+ALL_METRICS = ["eer", "mindcf", "actdcf", "cllr", "avgrprec"]
+CPU = torch.device("cpu")
+
+
+def make_task(base_path: Path, **fields: object) -> SVCosine:
+    fields = {"trials": ["trials"], "num_frames": 1, "frame_length": None} | fields
+    config = SVCosineConfig(type="sv_cosine", **fields)  # type: ignore[arg-type]
+    return SVCosine(config, DatasetConfig(base_path=base_path, num_workers=0))
+
+
+def run(base_path: Path, embed: Embed, **fields: object) -> Result:
+    return make_task(base_path, **fields).run(embed, CPU)
+
+
+def wave_of(path: Path) -> np.ndarray:
+    return sf.read(path, dtype="float32")[0]
+
+
+def embed_by_file(vectors: dict[Path, list[float]]) -> Embed:
+    """An encoder that knows the files by heart."""
+    known = {wave_of(path).tobytes(): vector for path, vector in vectors.items()}
+    return lambda waves: torch.tensor([known[wave.tobytes()] for wave in waves.numpy()])
+
+
+# ---------------------------------------------------------------------------------------- scores
+
+
+def test_score_is_the_mean_over_all_pairs_of_frames(corpus: Path) -> None:
+    frames, length = 4, 5000
+    mixing = np.random.default_rng(0).standard_normal((length, 6)) / 70
+
+    def embed(waves: Tensor) -> Tensor:
+        return waves @ torch.from_numpy(mixing).float()
+
+    found = run(corpus, embed, num_frames=frames, frame_length=length, batch_size=5)
+
+    def unit_vectors(file: str) -> list[np.ndarray]:
+        wave = sf.read(corpus / file)[0]
+        starts = [(len(wave) - length) * k // (frames - 1) for k in range(frames)]
+        vectors = [wave[start : start + length] @ mixing for start in starts]
+        return [vector / np.sqrt(vector @ vector) for vector in vectors]
+
+    vectors: dict[str, list[np.ndarray]] = {}
+    expected = []
+    for line in (corpus / "trials").read_text().splitlines():
+        enrol, test = (vectors.setdefault(file, unit_vectors(file)) for file in line.split()[1:])
+        expected.append(sum(float(a @ b) for a in enrol for b in test) / frames**2)
+    assert len(expected) > 100
+    np.testing.assert_allclose(found.scores["trials"].scores, expected, atol=1e-5)
+
+
+def test_long_lists_are_scored_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((9, 4)).astype(np.float32)
+    enrol, test = rng.integers(9, size=(2, 50))
+    monkeypatch.setattr(cosine, "_CHUNK", 7)
+    expected = [float(np.sum(vectors[a] * vectors[b])) for a, b in zip(enrol, test, strict=True)]
+    found = cosine.score(vectors, enrol, test)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------ known answers
+
+
+def speaker_codes(corpus: Path) -> Embed:
+    """One-hot in the speaker."""
+    paths = sorted(corpus.glob("wav/*/*/*.wav"))
+    speakers = sorted({path.parts[-3] for path in paths})
+    return embed_by_file(
+        {path: [5.0 * (path.parts[-3] == speaker) for speaker in speakers] for path in paths}
+    )
+
+
+def test_speaker_codes_make_no_error(corpus: Path) -> None:
+    found = run(corpus, speaker_codes(corpus), metrics=["eer", "mindcf", "avgrprec"])
+    assert found.metrics == {
+        "sv_cosine/trials/eer": 0,
+        "sv_cosine/trials/mindcf": 0,
+        "sv_cosine/trials/avgrprec": 1,
+    }
+    scored = found.scores["trials"]
+    np.testing.assert_allclose(scored.scores, scored.trials.labels, atol=1e-6)
+
+
+def test_one_embedding_for_everything_knows_nothing(corpus: Path) -> None:
+    found = run(corpus, lambda waves: torch.ones(len(waves), 3))
+    assert found.metrics == {"sv_cosine/trials/eer": 50, "sv_cosine/trials/mindcf": 1}
+
+
+@pytest.fixture
+def designed(tmp_path: Path) -> tuple[Path, Embed]:
+    """Trials of one enrolment whose scores are 1, .9, .8, .2 (targets) and .5, 0 (others)."""
+    scores = {"t1": 1.0, "t2": 0.9, "t3": 0.8, "t4": 0.2, "n1": 0.5, "n2": 0.0}
+    vectors = {}
+    lines = []
+    for i, (name, score) in enumerate({"enrol": 1.0, **scores}.items()):
+        path = tmp_path / f"{name}.wav"
+        sf.write(path, np.full(2000, 0.01 * (i + 1)), 16000)
+        angle = acos(score) if score else pi / 2
+        vectors[path] = [cos(angle), sin(angle)] if score else [0.0, 1.0]
+        lines.append(f"{int(name[0] == 't')} enrol.wav {name}.wav\n")
+    (tmp_path / "trials").write_text("".join(lines[1:]))
+    return tmp_path, embed_by_file(vectors)
+
+
+def test_all_metrics_of_designed_scores(designed: tuple[Path, Embed]) -> None:
+    found = run(*designed, metrics=ALL_METRICS)
+    scores = found.scores["trials"].scores
+    np.testing.assert_allclose(scores, [1, 0.9, 0.8, 0.2, 0.5, 0], atol=1e-6)
+    misses = [log2(1 + np.exp(-s)) for s in (1, 0.9, 0.8, 0.2)]
+    false_accepts = [log2(1 + np.exp(s)) for s in (0.5, 0)]
+    assert found.metrics == pytest.approx(
+        {
+            "sv_cosine/trials/eer": 25.0,  # a quarter is missed where FPR falls from .5 to 0
+            "sv_cosine/trials/mindcf": 0.25,  # above .5: one target of four missed
+            "sv_cosine/trials/actdcf": 1.0,  # no cosine reaches log 99: nothing accepted
+            "sv_cosine/trials/cllr": (sum(misses) / 4 + sum(false_accepts) / 2) / 2,
+            "sv_cosine/trials/avgrprec": 0.75,  # three targets among the four best
+        },
+        abs=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),  # the cheaper of FNR 1/4, FPR 0 and FNR 0, FPR 1/2
+    [
+        ({}, 0.25),
+        ({"mindcf_p_target": 0.9}, 0.5),
+        ({"mindcf_p_target": 0.5}, 0.25),
+        ({"mindcf_c_miss": 891.0}, 0.5),  # as a prior of 0.9
+        ({"mindcf_p_target": 0.5, "mindcf_c_fa": 1 / 9}, 0.5),
+    ],
+)
+def test_prior_and_costs_reach_the_metric(
+    designed: tuple[Path, Embed], fields: dict[str, float], expected: float
+) -> None:
+    found = run(*designed, metrics=["mindcf"], **fields)
+    assert found.metrics["sv_cosine/trials/mindcf"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"mindcf_p_target": 0.35}, {"mindcf_p_target": 0.5, "mindcf_c_fa": 0.65 / 0.35}],
+)
+def test_prior_and_costs_reach_the_bayes_threshold(
+    designed: tuple[Path, Embed], fields: dict[str, float]
+) -> None:
+    """It is log(.65 / .35) = .62, above which one target of four is missed."""
+    found = run(*designed, metrics=["actdcf"], **fields)
+    assert found.metrics["sv_cosine/trials/actdcf"] == pytest.approx(0.25)
+
+
+def test_two_lists_share_their_files(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "wav").symlink_to(corpus / "wav")
+    lines = (corpus / "trials").read_text().splitlines(keepends=True)
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "easy").write_text("".join(lines))
+    swapped = [f"{1 - int(line[0])}{line[1:]}" for line in lines[:40]]
+    (tmp_path / "wrong").write_text("".join(swapped))
+    codes = speaker_codes(corpus)
+    embedded = 0
+
+    def count(waves: Tensor) -> Tensor:
+        nonlocal embedded
+        embedded += len(waves)
+        return codes(waves)
+
+    names = ["lists/easy", "wrong"]
+    task = make_task(tmp_path, trials=names, metrics=ALL_METRICS)
+    found = task.run(count, CPU)
+    assert embedded == 32
+    assert list(found.metrics) == task.config.metric_names()
+    assert list(found.scores) == names
+    assert [len(found.scores[name].scores) for name in names] == [len(lines), 40]
+    assert found.metrics["sv_cosine/lists/easy/eer"] == 0
+    assert found.metrics["sv_cosine/wrong/eer"] == 100
+
+
+# --------------------------------------------------------------------------------------- settings
+
+
+def test_defaults_are_ten_frames_of_four_seconds() -> None:
+    config = SVCosineConfig(type="sv_cosine")
+    assert (config.num_frames, config.frame_length) == (10, 64000)
+    assert config.metric_names() == [
+        "sv_cosine/voxceleb1_test_O/eer",
+        "sv_cosine/voxceleb1_test_O/mindcf",
+    ]
+    assert (config.mindcf_p_target, config.mindcf_c_miss, config.mindcf_c_fa) == (0.01, 1, 1)
+
+
+def test_settings_of_task_and_dataset_reach_the_extraction(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Extraction] = []
+
+    def extract(
+        embed: Embed, files: list[str], how: Extraction, device: torch.device
+    ) -> np.ndarray:
+        asked.append(how)
+        return np.eye(len(files))
+
+    monkeypatch.setattr(cosine, "extract", extract)
+    config = SVCosineConfig(
+        type="sv_cosine", trials=["trials"], num_frames=3, frame_length=4000, batch_size=7
+    )
+    dataset = DatasetConfig(base_path=corpus, num_workers=5, resample=True)
+    SVCosine(config, dataset).run(lambda waves: waves, CPU)
+    assert asked == [Extraction(corpus, 3, 4000, 7, 5, True)]
+
+
+# --------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("trials", [], "give at least one"),
+        ("metrics", [], "give at least one"),
+        ("mindcf_p_target", 0.0, "must be between 0 and 1, got 0.0"),
+        ("mindcf_p_target", 1.0, "must be between 0 and 1, got 1.0"),
+        ("mindcf_p_target", nan, "must be between 0 and 1, got nan"),
+        ("mindcf_c_miss", 0.0, "must be positive, got 0.0"),
+        ("mindcf_c_fa", -1.0, "must be positive, got -1.0"),
+        ("mindcf_c_fa", inf, "must be positive, got inf"),
+        ("batch_size", 0, "must be at least 1, got 0"),
+        ("num_frames", 0, "must be at least 1, got 0"),
+        ("frame_length", 0, "must be at least 1, got 0"),
+    ],
+)
+def test_config_is_checked(field: str, value: object, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        SVCosineConfig(type="sv_cosine", **{field: value})  # type: ignore[arg-type]
+    assert str(error.value) == f"{field}: {message}"
+
+
+def test_an_unknown_metric_is_refused_with_its_place(
+    edit_config: Callable[[str, str], Path],
+) -> None:
+    path = edit_config("trials: [trials]", "trials: [trials]\n      metrics: [eer, minDCF]")
+    with pytest.raises(ConfigError) as error:
+        load_config(path)
+    text = str(error.value)
+    assert "evaluation.test.0.metrics" in text
+    assert "minDCF" in text
+    assert "mindcf" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "trials: file not found"),
+        ("1 a.wav b.wav\n", r"trials: the list has no non-target \(0\) trial"),
+        ("1 a.wav b.wav\n0 a.wav c.wav\n", "trials: 1 of 3 files not found .*: c.wav; check"),
+        ("1 a.wav b.wav\n0 a.wav\n", "trials line 2: expected 3 fields"),
+    ],
+)
+def test_lists_are_checked_before_any_work(
+    tmp_path: Path, content: str | None, message: str
+) -> None:
+    for name in ("a.wav", "b.wav"):
+        sf.write(tmp_path / name, np.zeros(100), 16000)
+    if content is not None:
+        (tmp_path / "trials").write_text(content)
+    with pytest.raises(DataError, match=message):
+        make_task(tmp_path)

@@ -1,0 +1,376 @@
+"""The commands as a user types them: a good run, and one sentence for whatever can be wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from sslsv import cli, experiment
+from sslsv.evaluations import metrics
+from sslsv.evaluations.trials import read_scores
+
+ROOT = Path(__file__).resolve().parents[1]
+SHORT = ("trainer.epochs=1", "dataset.max_samples=8")  # a training of one step
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Ended]
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def run(config_file: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """``run("train", "a=b")`` is ``sslsv train CONFIG a=b``."""
+
+    def run(command: str, *arguments: str) -> Ended:
+        capsys.readouterr()
+        code = cli.main([command, str(config_file), *arguments])
+        return Ended(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(run: Run, config_file: Path) -> Refused:
+    """Runs a command that must end with code 2, one sentence, and all files as they were."""
+
+    def refused(command: str, *arguments: str) -> str:
+        before = content(config_file.parent)
+        ended = run(command, *arguments)
+        print("@@", command, arguments, "\n@@@@", ended.err)
+        check_sentence(ended)
+        assert content(config_file.parent) == before
+        return ended.err.removeprefix("error: ").rstrip("\n")
+
+    return refused
+
+
+def check_sentence(ended: Ended) -> None:
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert ended.err.index("\n") == len(ended.err) - 1, "one line"
+    assert "Traceback" not in ended.out + ended.err
+
+
+def content(folder: Path) -> dict[Path, bytes | None]:
+    """Everything in a folder, to the last byte."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def data(corpus: Path, tmp_path: Path, edit_config: Callable[[str, str], Path]) -> Path:
+    """A copy of the corpus to spoil; the configuration uses it."""
+    folder = tmp_path / "data"
+    shutil.copytree(corpus, folder)
+    edit_config(str(corpus), str(folder))
+    return folder
+
+
+@pytest.fixture
+def listed(data: Path) -> Path:
+    """The first file of the training list, which is in trials as well."""
+    return data / (data / "train.csv").read_text().splitlines()[1].split(",")[0]
+
+
+@pytest.fixture
+def trained(run: Run, config_file: Path) -> Path:
+    """The folder of a run that has done one epoch, of one step."""
+    assert run("train", *SHORT).code == 0
+    return config_file.parent
+
+
+class TestGoodRun:
+    def test_train_then_evaluate(
+        self, run: Run, config_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = config_file.parent
+        monkeypatch.setenv("WANDB_API_KEY", "0123-a-secret")
+
+        training = run("train")
+        assert (training.code, training.err) == (0, "")
+        assert "Epoch 2/2: loss" in training.out
+        assert sorted(os.listdir(folder / "checkpoints")) == [
+            "model_epoch-1.pt",
+            "model_epoch-2.pt",
+            "model_latest.pt",
+        ]
+        history = read_strict_json(folder / "training.json")
+        assert list(history) == ["1", "2"]
+        assert all(np.isfinite(epoch["train/loss"]) for epoch in history.values())
+        assert (folder / "resolved_config.yml").exists()
+        assert any((folder / "tensorboard").glob("events*"))
+
+        evaluation = run("evaluate", "--baselines", "--plots")
+        assert (evaluation.code, evaluation.err) == (0, "")
+        results = read_strict_json(folder / "evaluation.json")
+        for system, prefix in {"trained": "test", "untrained": "untrained", "mfcc": "mfcc"}.items():
+            eer = results[f"{prefix}/sv_cosine/trials/eer"]
+            trials, scores = read_scores(folder / f"scores/{system}_sv_cosine_trials.txt")
+            assert eer == metrics.eer(scores, trials.labels)
+            assert f"{system:9s}  {eer:7.2f}" in evaluation.out
+        assert (folder / "plots/det_sv_cosine_trials.png").read_bytes().startswith(b"\x89PNG")
+
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        assert not [path for path in files if b"0123-a-secret" in path.read_bytes()]
+        assert not list(folder.rglob("*.tmp"))
+
+    def test_a_second_training_has_nothing_to_do(self, run: Run, trained: Path) -> None:
+        before = content(trained)
+        ended = run("train", *SHORT)
+        assert ended.code == 0
+        assert "already trained for 1 of 1 epochs, nothing to do" in ended.out
+        assert content(trained) == before
+
+    def test_a_later_training_goes_on(self, run: Run, trained: Path) -> None:
+        assert "going on after epoch 1 of 2" in run("train", *SHORT, "trainer.epochs=2").out
+        assert list(read_strict_json(trained / "training.json")) == ["1", "2"]
+
+    def test_run_dir_takes_the_results(self, run: Run, config_file: Path, tmp_path: Path) -> None:
+        before = content(config_file.parent)
+        other = tmp_path / "new/other"
+        assert run("train", *SHORT, f"run_dir={other}").code == 0
+        assert (other / "checkpoints/model_latest.pt").exists()
+        assert content(config_file.parent) == before
+
+    def test_options_and_overrides_in_any_order(
+        self, run: Run, config_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[Any] = []
+        monkeypatch.setattr(experiment, "evaluate", lambda *args: seen.append(args) or {})
+        ended = run("evaluate", "--plots", "seed=3", "--model_suffix", "best", "trainer.epochs=7")
+        assert ended.code == 0
+        (config, suffix, baselines, plots) = seen[0]
+        assert (config.seed, config.trainer.epochs) == (3, 7)
+        assert (suffix, baselines, plots) == ("best", False, True)
+
+    def test_resample_accepts_other_rates(self, run: Run, listed: Path) -> None:
+        wave, _ = sf.read(listed)
+        sf.write(listed, wave[::2], 8000)
+        assert run("train", "trainer.epochs=1", "dataset.resample=true").code == 0
+
+    def test_stereo_is_averaged_and_short_audio_repeated(self, run: Run, listed: Path) -> None:
+        wave, rate = sf.read(listed)
+        sf.write(listed, np.stack([wave, -wave], axis=1)[: rate // 10], rate)
+        assert run("train", "trainer.epochs=1", "dataset.frame_length=16000").code == 0
+
+    def test_an_interrupt_says_how_to_go_on(
+        self, run: Run, config_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def interrupted(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(experiment, "train", interrupted)
+        ended = run("train")
+        assert ended.code == 130
+        assert ended.err == "interrupted; the same command goes on from the last checkpoint\n"
+
+
+def read_strict_json(path: Path) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+class TestUsage:
+    @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+    def test_overview_names_every_command(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(arguments) == 0
+        out = capsys.readouterr().out
+        for name, command in cli.COMMANDS.items():
+            assert f"  {name}" in out
+            assert command.example in out
+
+    @pytest.mark.parametrize("name", cli.COMMANDS)
+    def test_help_of_a_command(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([name, "--help"])
+        out = capsys.readouterr().out
+        assert out.startswith(f"usage: sslsv {name} ")
+        assert "key=value" in out
+
+    def test_unknown_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["trian"]) == 2
+        print(capsys.readouterr())
+
+    @pytest.mark.parametrize("arguments", [["train"], ["train", "c.yml", "--epochs", "3"]])
+    def test_wrong_arguments(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(arguments)
+        print(capsys.readouterr())
+
+
+class TestRefused:
+    def test_unknown_key(self, refused: Refused, edit_config: Callable[[str, str], Path]) -> None:
+        path = edit_config("epochs: 2", "epochz: 2")
+        said = refused("train")
+        assert said == f"{path} line 10: trainer.epochz: unknown key; did you mean 'epochs'?"
+        assert refused("evaluate") == said
+
+    def test_wrong_type(self, refused: Refused) -> None:
+        assert refused("train", "trainer.epochs=ten") == (
+            "trainer.epochs: expected a whole number, got 'ten' (str) (given on the command line)"
+        )
+
+    def test_missing_configuration(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main(["train", str(tmp_path / "nowhere.yml")]) == 2
+        print(capsys.readouterr())
+
+    # ------------------------------------------------------------------ lists
+
+    def test_missing_training_list(self, refused: Refused) -> None:
+        assert "" in refused("train", "dataset.train=nowhere.csv")
+
+    def test_missing_column(self, refused: Refused) -> None:
+        assert "" in refused("train", "dataset.label_key=Speakr")
+
+    def test_batch_larger_than_the_list(self, refused: Refused) -> None:
+        assert "" in refused("train", "trainer.batch_size=64")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("", "list is empty"),
+            ("1 a b\n", "no non-target"),
+            ("0 a b\n", "no target"),
+            ("1 a b\n0 a\n", "line 2"),
+            ("1 a b\nyes a b\n", "line 2"),
+            ("1 a b\n0 a c\n", "3 of 3 files not found"),
+        ],
+    )
+    def test_bad_trials(self, refused: Refused, data: Path, text: str, message: str) -> None:
+        (data / "trials").write_text(text)
+        said = refused("evaluate")
+        assert message in said
+        task = "{type: sv_cosine, trials: [trials]}"
+        tracked = "trainer.tracked_metric=val/sv_cosine/trials/eer"
+        assert refused("train", f"evaluation.validation=[{task}]", tracked) == said
+
+    def test_missing_trials(self, refused: Refused) -> None:
+        refused("evaluate", "evaluation.test.0.trials=[nowhere]")
+
+    def test_nothing_to_evaluate(self, refused: Refused) -> None:
+        refused("evaluate", "evaluation.test=[]")
+
+    # ------------------------------------------------------------------ audio
+
+    def test_missing_audio(self, refused: Refused, data: Path) -> None:
+        for path in sorted(data.glob("wav/*/*/*.wav"))[:12]:
+            path.unlink()
+        said = refused("train")
+        assert "12 of 32 files not found" in said
+        assert said.count(".wav") == 10
+        refused("evaluate")
+
+    def test_unreadable_audio(self, refused: Refused, listed: Path) -> None:
+        listed.write_text("this is no audio")
+        assert "" in refused("train")
+        assert "" in refused("evaluate")
+
+    def test_empty_audio(self, refused: Refused, listed: Path) -> None:
+        sf.write(listed, np.zeros(0), 16000)
+        assert "" in refused("train")
+
+    def test_wrong_sample_rate(self, refused: Refused, listed: Path) -> None:
+        wave, _ = sf.read(listed)
+        sf.write(listed, wave[::2], 8000)
+        assert "" in refused("train")
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_non_finite_audio_keeps_the_last_checkpoint(
+        self, run: Run, data: Path, listed: Path, trained: Path, workers: int
+    ) -> None:
+        sf.write(listed, np.full(16000, np.nan), 16000, subtype="FLOAT")
+        before = content(trained / "checkpoints")
+        ended = run("train", *SHORT, "trainer.epochs=2", f"dataset.num_workers={workers}")
+        check_sentence(ended)
+        print("@@", ended.err)
+        assert content(trained / "checkpoints") == before
+
+    @pytest.mark.parametrize("folder", ["musan_split", "musan_split/music", "simulated_rirs"])
+    def test_missing_noise_or_responses(self, refused: Refused, data: Path, folder: str) -> None:
+        shutil.rmtree(data / folder)
+        said = refused("train", "dataset.augmentation.aug_prob=1")
+        assert folder in said
+
+    # ------------------------------------------------------------------ checkpoints
+
+    @pytest.mark.parametrize("size", [0, 100, 3_000_000])
+    def test_truncated_checkpoint(self, refused: Refused, trained: Path, size: int) -> None:
+        os.truncate(trained / "checkpoints/model_latest.pt", size)
+        said = refused("train", *SHORT, "trainer.epochs=2")
+        assert refused("evaluate", *SHORT) == said
+
+    def test_checkpoint_of_another_encoder(self, refused: Refused, trained: Path) -> None:
+        refused("evaluate", "encoder.base_dim=16")
+
+    def test_resume_with_other_settings(self, refused: Refused, trained: Path) -> None:
+        refused("train", *SHORT, "trainer.batch_size=4", "trainer.epochs=2", "dataset.augmentation.aug_prob=0.5")
+
+    def test_missing_suffix(self, refused: Refused, trained: Path) -> None:
+        refused("evaluate", "--model_suffix", "best")
+
+    def test_evaluate_before_training(self, refused: Refused) -> None:
+        refused("evaluate")
+
+    # ------------------------------------------------------------------ folders
+
+    def test_run_dir_below_a_file(self, refused: Refused, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        refused("train", f"run_dir={tmp_path}/file/run")
+
+    def test_run_dir_is_a_file(self, refused: Refused, tmp_path: Path) -> None:
+        (tmp_path / "file").write_text("")
+        refused("train", f"run_dir={tmp_path}/file")
+
+    def test_tensorboard_is_a_file(self, run: Run, config_file: Path) -> None:
+        (config_file.parent / "tensorboard").write_text("")
+        print(run("train", *SHORT))
+
+class TestScripts:
+    @pytest.mark.parametrize("name", ["train", "evaluate"])
+    def test_finds_the_package_beside_it(self, name: str, tmp_path: Path) -> None:
+        script = ROOT / "sslsv/bin" / f"{name}.py"
+        # -S leaves out site-packages, where the package may be installed
+        done = python(["-S", str(script), "--help"], tmp_path)
+        assert done.code == 0, done.err
+        assert done.out.startswith(f"usage: {name}.py ")
+
+    def test_trains_from_a_clone(self, config_file: Path) -> None:
+        done = python(["sslsv/bin/train.py", str(config_file), *SHORT], ROOT)
+        assert (done.code, done.err) == (0, "")
+        assert (config_file.parent / "checkpoints/model_latest.pt").exists()
+        print(done)
+
+
+def python(arguments: list[str], cwd: Path) -> Ended:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
