@@ -30,7 +30,7 @@ from sslsv.registry import ENCODERS, EVALUATIONS, METHODS
 from sslsv.trainer.trainer import TrainerConfig
 
 RESOLVED_NAME = "resolved_config.yml"
-KeyPath = tuple[str | int, ...]
+KeyPath = tuple[str, ...]  # ("evaluation", "test", "0", "trials")
 _CHOSEN_BY_TYPE = {EncoderConfig: ENCODERS, MethodConfig: METHODS, TaskConfig: EVALUATIONS}
 
 
@@ -68,6 +68,7 @@ class Config:
                 f"trainer.batch_size: {self.trainer.batch_size} does not divide over {world_size} "
                 f"processes; use a multiple of {world_size}"
             )
+        self.method.check(self.trainer.batch_size, self.encoder)
         shortest = self.encoder.min_samples
         lengths = {f"dataset.{name}": n for name, n in self.dataset.lengths().items()}
         for name in ("validation", "test"):
@@ -89,13 +90,14 @@ class Config:
 
     def _check_tracked_metric(self) -> None:
         tracked, tasks = self.trainer.tracked_metric, self.evaluation.validation
-        if not tasks or tracked.startswith("train/"):
+        if not tasks and tracked.startswith("val/"):  # nothing is validated, nothing tracked
             return
         offered = [f"val/{name}" for task in tasks for name in task.metric_names()]
+        offered.append("train/loss")
         if tracked not in offered:
             raise ConfigError(
-                f"trainer.tracked_metric: '{tracked}' is not among what evaluation.validation "
-                f"gives: {', '.join(offered)}, train/loss"
+                f"trainer.tracked_metric: '{tracked}' is not among what this run measures: "
+                f"{', '.join(offered)} (evaluation.validation adds to them)"
             )
 
 
@@ -200,11 +202,10 @@ def _yaml() -> YAML:
 
 
 def _collect_lines(node: Node, path: KeyPath, lines: dict[KeyPath, int]) -> None:
-    children: list[tuple[str | int, Node, Node]]
     if isinstance(node, MappingNode):
         children = [(str(key.value), key, value) for key, value in node.value]
     elif isinstance(node, SequenceNode):
-        children = [(index, value, value) for index, value in enumerate(node.value)]
+        children = [(str(index), value, value) for index, value in enumerate(node.value)]
     else:
         return
     for name, marked, value in children:
@@ -223,7 +224,6 @@ def _apply_override(data: dict[str, Any], override: str) -> KeyPath:
         value = _plain(_yaml().load(text))
     except _UNREADABLE:
         raise ConfigError(f"override '{override}': '{text}' is not a YAML value") from None
-    keys: list[str | int] = []
     node: Any = data
     for depth, part in enumerate(parts):
         here = ".".join(parts[:depth]) or "the configuration"
@@ -240,13 +240,12 @@ def _apply_override(data: dict[str, Any], override: str) -> KeyPath:
                 node.append({})
         elif not isinstance(node, dict):
             raise ConfigError(f"override '{override}': {here} has no keys below it")
-        keys.append(key)
         if depth == len(parts) - 1:
             node[key] = value
         elif isinstance(node, dict) and node.get(key) is None:
             node[key] = [] if parts[depth + 1].isdecimal() else {}
         node = node[key]
-    return tuple(keys)
+    return tuple(parts)
 
 
 # ---------------------------------------------------------------------------- building the tree
@@ -257,7 +256,7 @@ class _Located(Exception):
 
     def __init__(self, path: KeyPath, message: str):
         self.path = path
-        super().__init__(f"{'.'.join(map(str, path))}: {message}" if path else message)
+        super().__init__(f"{'.'.join(path)}: {message}" if path else message)
 
 
 def _located(error: _Located | ConfigError, section: KeyPath = ()) -> _Located:
@@ -330,9 +329,9 @@ def _build_value(hint: Any, value: Any, path: KeyPath) -> Any:
         return _build_section(kind, value, path)
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is list and isinstance(value, list):
-        return [_build_value(inner[0], v, (*path, i)) for i, v in enumerate(value)]
+        return [_build_value(inner[0], v, (*path, str(i))) for i, v in enumerate(value)]
     if origin is tuple and isinstance(value, list) and len(value) == len(inner):
-        return tuple(_build_value(inner[i], v, (*path, i)) for i, v in enumerate(value))
+        return tuple(_build_value(inner[i], v, (*path, str(i))) for i, v in enumerate(value))
     if origin is typing.Literal and value in inner:
         return value
     if kind is float and type(value) is int and abs(value) < 2**53:  # so that none is rounded

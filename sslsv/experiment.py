@@ -94,6 +94,7 @@ def evaluate(
     if not config.evaluation.test:
         raise ConfigError("evaluation.test: is empty, so there is nothing to evaluate; add a task")
     tasks = _build_tasks(config, config.evaluation.test)
+    earlier = read_json(run_dir / "evaluation.json")
     device = distributed.default_device()
     path = checkpoint.checkpoint_path(run_dir, suffix)
     state = checkpoint.load(path, device)
@@ -109,7 +110,8 @@ def evaluate(
         say(f"Evaluating {path if name == 'trained' else name}")
         results[name] = _run_tasks(tasks, embedder(), device)
     if distributed.is_main():
-        _save_results(run_dir, results, {"checkpoint": path.name, "epoch": state.get("epoch")})
+        about = {"checkpoint": path.name, "epoch": state.get("epoch")}
+        _save_results(run_dir, results, earlier | about)
         if plots:
             _plot(run_dir, results)
     return {name: result.metrics for name, result in results.items()}
@@ -128,14 +130,14 @@ def _run_tasks(tasks: list[Task], embed: Embed, device: torch.device) -> Result:
     return found
 
 
-def _save_results(run_dir: Path, results: dict[str, Result], about: dict[str, Any]) -> None:
+def _save_results(run_dir: Path, results: dict[str, Result], known: dict[str, Any]) -> None:
+    """Scores to ``scores/``, and metrics to ``evaluation.json`` beside what is known already."""
     flat = {
         f"{'test' if system == 'trained' else system}/{name}": value
         for system, result in results.items()
         for name, value in result.metrics.items()
     }
-    path = run_dir / "evaluation.json"
-    write_json(path, read_json(path) | about | flat)
+    write_json(run_dir / "evaluation.json", known | flat)
     for system, result in results.items():
         for name, scored in result.scores.items():
             file = f"{system}_{_file_name(name)}.txt"

@@ -33,6 +33,7 @@ class Ended:
     err: str
 
 
+Edit = Callable[[str, str], Path]
 Run = Callable[..., Ended]
 Refused = Callable[..., str]
 
@@ -56,7 +57,6 @@ def refused(run: Run, config_file: Path) -> Refused:
     def refused(command: str, *arguments: str) -> str:
         before = content(config_file.parent)
         ended = run(command, *arguments)
-        print("@@", command, arguments, "\n@@@@", ended.err)
         check_sentence(ended)
         assert content(config_file.parent) == before
         return ended.err.removeprefix("error: ").rstrip("\n")
@@ -77,7 +77,7 @@ def content(folder: Path) -> dict[Path, bytes | None]:
 
 
 @pytest.fixture
-def data(corpus: Path, tmp_path: Path, edit_config: Callable[[str, str], Path]) -> Path:
+def data(corpus: Path, tmp_path: Path, edit_config: Edit) -> Path:
     """A copy of the corpus to spoil; the configuration uses it."""
     folder = tmp_path / "data"
     shutil.copytree(corpus, folder)
@@ -152,7 +152,7 @@ class TestGoodRun:
         assert content(config_file.parent) == before
 
     def test_options_and_overrides_in_any_order(
-        self, run: Run, config_file: Path, monkeypatch: pytest.MonkeyPatch
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         seen: list[Any] = []
         monkeypatch.setattr(experiment, "evaluate", lambda *args: seen.append(args) or {})
@@ -173,7 +173,7 @@ class TestGoodRun:
         assert run("train", "trainer.epochs=1", "dataset.frame_length=16000").code == 0
 
     def test_an_interrupt_says_how_to_go_on(
-        self, run: Run, config_file: Path, monkeypatch: pytest.MonkeyPatch
+        self, run: Run, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def interrupted(*_: Any) -> None:
             raise KeyboardInterrupt
@@ -193,13 +193,14 @@ def read_strict_json(path: Path) -> dict[str, Any]:
 
 class TestUsage:
     @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
-    def test_overview_names_every_command(
+    def test_overview_shows_every_command(
         self, arguments: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert cli.main(arguments) == 0
         out = capsys.readouterr().out
         for name, command in cli.COMMANDS.items():
-            assert f"  {name}" in out
+            assert f"\n  {name} " in out
+            assert command.help in out
             assert command.example in out
 
     @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -208,27 +209,44 @@ class TestUsage:
             cli.main([name, "--help"])
         out = capsys.readouterr().out
         assert out.startswith(f"usage: sslsv {name} ")
+        assert cli.COMMANDS[name].help in out
         assert "key=value" in out
 
-    def test_unknown_command(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.main(["trian"]) == 2
-        print(capsys.readouterr())
+    @pytest.mark.parametrize(
+        ("name", "hint"),
+        [("trian", "did you mean 'train'?"), ("zzz", "choose one of: train, evaluate")],
+    )
+    def test_unknown_command(
+        self, name: str, hint: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert cli.main([name]) == 2
+        assert capsys.readouterr().err.startswith(f"error: unknown command '{name}'; {hint}")
 
-    @pytest.mark.parametrize("arguments", [["train"], ["train", "c.yml", "--epochs", "3"]])
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["train"], "the following arguments are required: CONFIG"),
+            (["train", "c.yml", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
+            (["evaluate", "c.yml", "--model_suffix"], "--model_suffix: expected one argument"),
+        ],
+    )
     def test_wrong_arguments(
-        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+        self, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         with pytest.raises(SystemExit, match="2"):
             cli.main(arguments)
-        print(capsys.readouterr())
+        usage, *_, last = capsys.readouterr().err.splitlines()
+        assert usage.startswith(f"usage: sslsv {arguments[0]} ")
+        assert last.endswith(message)
 
 
-class TestRefused:
-    def test_unknown_key(self, refused: Refused, edit_config: Callable[[str, str], Path]) -> None:
+class TestRefusedSettings:
+    def test_unknown_key(self, refused: Refused, edit_config: Edit) -> None:
         path = edit_config("epochs: 2", "epochz: 2")
-        said = refused("train")
-        assert said == f"{path} line 10: trainer.epochz: unknown key; did you mean 'epochs'?"
-        assert refused("evaluate") == said
+        for command in ("train", "evaluate"):
+            assert refused(command) == (
+                f"{path} line 10: trainer.epochz: unknown key; did you mean 'epochs'?"
+            )
 
     def test_wrong_type(self, refused: Refused) -> None:
         assert refused("train", "trainer.epochs=ten") == (
@@ -238,139 +256,188 @@ class TestRefused:
     def test_missing_configuration(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert cli.main(["train", str(tmp_path / "nowhere.yml")]) == 2
-        print(capsys.readouterr())
-
-    # ------------------------------------------------------------------ lists
-
-    def test_missing_training_list(self, refused: Refused) -> None:
-        assert "" in refused("train", "dataset.train=nowhere.csv")
-
-    def test_missing_column(self, refused: Refused) -> None:
-        assert "" in refused("train", "dataset.label_key=Speakr")
+        path = tmp_path / "nowhere.yml"
+        assert cli.main(["train", str(path)]) == 2
+        assert capsys.readouterr().err == (
+            f"error: {path}: cannot read the configuration (No such file or directory)\n"
+        )
 
     def test_batch_larger_than_the_list(self, refused: Refused) -> None:
-        assert "" in refused("train", "trainer.batch_size=64")
+        assert refused("train", "trainer.batch_size=64") == (
+            "trainer.batch_size: 64 is more than the 32 rows of the training list; lower it"
+        )
+
+    def test_nothing_to_evaluate(self, refused: Refused) -> None:
+        assert refused("evaluate", "evaluation.test=[]").startswith("evaluation.test: is empty")
+
+    @pytest.mark.parametrize("path", ["file", "file/below"])
+    def test_folder_that_cannot_be_written(
+        self, refused: Refused, tmp_path: Path, path: str
+    ) -> None:
+        (tmp_path / "file").write_text("")
+        said = refused("train", f"run_dir={tmp_path / path}")
+        assert said.startswith(f"{tmp_path / path}/resolved_config.yml: cannot be written (")
+
+    def test_tensorboard_folder_that_cannot_be_written(self, run: Run, config_file: Path) -> None:
+        path = config_file.parent / "tensorboard"
+        path.write_text("")
+        ended = run("train", *SHORT)
+        check_sentence(ended)
+        assert ended.err == f"error: {path}: cannot be written (File exists)\n"
+        assert not (config_file.parent / "checkpoints").exists()
+
+
+class TestRefusedLists:
+    def test_missing_training_list(self, refused: Refused, corpus: Path) -> None:
+        said = refused("train", "dataset.train=nowhere.csv")
+        assert said.startswith(f"{corpus}/nowhere.csv: training list not found")
+        assert "dataset.base_path" in said
+
+    def test_missing_column(self, refused: Refused, corpus: Path) -> None:
+        said = refused("train", "dataset.label_key=Speakr")
+        assert said.startswith(
+            f"{corpus}/train.csv: no column 'Speakr'; its columns are File, Speaker"
+        )
 
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("", "list is empty"),
-            ("1 a b\n", "no non-target"),
-            ("0 a b\n", "no target"),
-            ("1 a b\n0 a\n", "line 2"),
-            ("1 a b\nyes a b\n", "line 2"),
-            ("1 a b\n0 a c\n", "3 of 3 files not found"),
+            ("", ": the list is empty"),
+            ("1 a b\n", ": the list has no non-target (0) trial"),
+            ("0 a b\n", ": the list has no target (1) trial"),
+            ("1 a b\n0 a\n", " line 2: expected 3 fields"),
+            ("1 a b\nyes a b\n", " line 2: the label must be 1 (target) or 0: 'yes a b'"),
+            ("1 a b\n0 a c\n", ": 3 of 3 files not found"),
         ],
     )
-    def test_bad_trials(self, refused: Refused, data: Path, text: str, message: str) -> None:
+    def test_bad_trials_before_any_training(
+        self, refused: Refused, data: Path, text: str, message: str
+    ) -> None:
         (data / "trials").write_text(text)
         said = refused("evaluate")
-        assert message in said
-        task = "{type: sv_cosine, trials: [trials]}"
-        tracked = "trainer.tracked_metric=val/sv_cosine/trials/eer"
-        assert refused("train", f"evaluation.validation=[{task}]", tracked) == said
+        assert said.startswith(f"{data}/trials{message}")
+        assert said == refused(
+            "train",
+            "evaluation.validation=[{type: sv_cosine, trials: [trials]}]",
+            "trainer.tracked_metric=val/sv_cosine/trials/eer",
+        )
 
-    def test_missing_trials(self, refused: Refused) -> None:
-        refused("evaluate", "evaluation.test.0.trials=[nowhere]")
+    def test_missing_trials(self, refused: Refused, corpus: Path) -> None:
+        said = refused("evaluate", "evaluation.test.0.trials=[nowhere]")
+        assert said == f"{corpus}/nowhere: file not found"
 
-    def test_nothing_to_evaluate(self, refused: Refused) -> None:
-        refused("evaluate", "evaluation.test=[]")
 
-    # ------------------------------------------------------------------ audio
-
-    def test_missing_audio(self, refused: Refused, data: Path) -> None:
-        for path in sorted(data.glob("wav/*/*/*.wav"))[:12]:
-            path.unlink()
+class TestRefusedAudio:
+    def test_missing_files_are_counted_and_ten_named(self, refused: Refused, data: Path) -> None:
+        files = (data / "train.csv").read_text().splitlines()[1:13]
+        for file in files:
+            (data / file.split(",")[0]).unlink()
         said = refused("train")
-        assert "12 of 32 files not found" in said
+        assert said.startswith(f"{data}/train.csv: 12 of 32 files not found")
+        assert "line 2: wav/id00/" in said
         assert said.count(".wav") == 10
-        refused("evaluate")
+        assert said.endswith("(and 2 more)")
+        assert refused("evaluate").startswith(f"{data}/trials: 12 of 32 files not found")
 
-    def test_unreadable_audio(self, refused: Refused, listed: Path) -> None:
+    def test_unreadable(self, refused: Refused, trained: Path, listed: Path) -> None:
         listed.write_text("this is no audio")
-        assert "" in refused("train")
-        assert "" in refused("evaluate")
+        said = refused("train", "trainer.epochs=2", "dataset.max_samples=8")
+        assert said.startswith(f"{listed}: cannot be read as audio (")
+        assert refused("evaluate") == said
 
-    def test_empty_audio(self, refused: Refused, listed: Path) -> None:
+    def test_empty(self, refused: Refused, listed: Path) -> None:
         sf.write(listed, np.zeros(0), 16000)
-        assert "" in refused("train")
+        assert refused("train") == f"{listed}: the audio is empty; remove the file from the list"
 
     def test_wrong_sample_rate(self, refused: Refused, listed: Path) -> None:
         wave, _ = sf.read(listed)
         sf.write(listed, wave[::2], 8000)
-        assert "" in refused("train")
+        said = refused("train")
+        assert said.startswith(f"{listed}: the sample rate is 8000 Hz where 16000 Hz is expected")
+        assert "dataset.resample: true" in said
 
     @pytest.mark.parametrize("workers", [0, 1])
-    def test_non_finite_audio_keeps_the_last_checkpoint(
-        self, run: Run, data: Path, listed: Path, trained: Path, workers: int
+    def test_not_finite_found_while_training(
+        self, run: Run, listed: Path, trained: Path, workers: int
     ) -> None:
         sf.write(listed, np.full(16000, np.nan), 16000, subtype="FLOAT")
         before = content(trained / "checkpoints")
-        ended = run("train", *SHORT, "trainer.epochs=2", f"dataset.num_workers={workers}")
+        ended = run("train", "trainer.epochs=2", SHORT[1], f"dataset.num_workers={workers}")
         check_sentence(ended)
-        print("@@", ended.err)
+        assert ended.err.startswith(f"error: {listed}: there are NaN or infinite samples")
         assert content(trained / "checkpoints") == before
 
     @pytest.mark.parametrize("folder", ["musan_split", "musan_split/music", "simulated_rirs"])
     def test_missing_noise_or_responses(self, refused: Refused, data: Path, folder: str) -> None:
         shutil.rmtree(data / folder)
-        said = refused("train", "dataset.augmentation.aug_prob=1")
-        assert folder in said
+        said = refused("train", "dataset.augmentation.enable=true")
+        assert said.startswith(f"{data}/{folder}")
+        assert "dataset.augmentation.enable: false" in said
 
-    # ------------------------------------------------------------------ checkpoints
 
-    @pytest.mark.parametrize("size", [0, 100, 3_000_000])
-    def test_truncated_checkpoint(self, refused: Refused, trained: Path, size: int) -> None:
-        os.truncate(trained / "checkpoints/model_latest.pt", size)
-        said = refused("train", *SHORT, "trainer.epochs=2")
-        assert refused("evaluate", *SHORT) == said
+class TestRefusedCheckpoints:
+    @pytest.mark.parametrize("kept", [0.0, 0.01, 0.9])
+    def test_truncated(self, refused: Refused, trained: Path, kept: float) -> None:
+        path = trained / "checkpoints/model_latest.pt"
+        os.truncate(path, int(kept * path.stat().st_size))
+        said = refused("train", "trainer.epochs=2", SHORT[1])
+        assert said.startswith(f"{path}: damaged, or not a checkpoint (")
+        assert len(said) < 300
+        assert refused("evaluate") == said
 
-    def test_checkpoint_of_another_encoder(self, refused: Refused, trained: Path) -> None:
-        refused("evaluate", "encoder.base_dim=16")
+    def test_of_another_encoder(self, refused: Refused, trained: Path) -> None:
+        said = refused("evaluate", "encoder.base_dim=16")
+        assert said.startswith(f"{trained}/checkpoints/model_latest.pt: does not fit")
+        assert "encoder.conv.weight is (8, 1, 7, 7), not (16, 1, 7, 7)" in said
 
-    def test_resume_with_other_settings(self, refused: Refused, trained: Path) -> None:
-        refused("train", *SHORT, "trainer.batch_size=4", "trainer.epochs=2", "dataset.augmentation.aug_prob=0.5")
+    def test_of_other_settings(self, refused: Refused, trained: Path) -> None:
+        said = refused("train", "trainer.batch_size=4", "dataset.augmentation.enable=true")
+        assert "max_samples 8 -> null" in said
+        assert "trainer.batch_size 8 -> 4" in said
+        assert "dataset.augmentation null -> a section" in said
+        assert said.endswith("undo the change, or give another run_dir to start anew")
 
-    def test_missing_suffix(self, refused: Refused, trained: Path) -> None:
-        refused("evaluate", "--model_suffix", "best")
+    def test_missing_names_what_is_there(self, refused: Refused, trained: Path) -> None:
+        said = refused("evaluate", "--model_suffix", "best")
+        path = trained / "checkpoints/model_best.pt"
+        assert said == f"{path}: no such checkpoint (there are: epoch-1, latest)"
 
-    def test_evaluate_before_training(self, refused: Refused) -> None:
-        refused("evaluate")
+    def test_evaluation_before_training(self, refused: Refused) -> None:
+        assert "no such checkpoint (train first" in refused("evaluate")
 
-    # ------------------------------------------------------------------ folders
+    @pytest.mark.parametrize("text", ["[]", "{"])
+    def test_results_that_are_no_longer_json(self, run: Run, trained: Path, text: str) -> None:
+        path = trained / "evaluation.json"
+        path.write_text(text)
+        ended = run("evaluate")
+        check_sentence(ended)
+        assert ended.err.startswith(f"error: {path}: ")
+        assert ended.err.endswith("; move it away\n")
+        assert path.read_text() == text
 
-    def test_run_dir_below_a_file(self, refused: Refused, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("")
-        refused("train", f"run_dir={tmp_path}/file/run")
-
-    def test_run_dir_is_a_file(self, refused: Refused, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("")
-        refused("train", f"run_dir={tmp_path}/file")
-
-    def test_tensorboard_is_a_file(self, run: Run, config_file: Path) -> None:
-        (config_file.parent / "tensorboard").write_text("")
-        print(run("train", *SHORT))
 
 class TestScripts:
     @pytest.mark.parametrize("name", ["train", "evaluate"])
-    def test_finds_the_package_beside_it(self, name: str, tmp_path: Path) -> None:
+    def test_find_the_package_beside_them(self, name: str, tmp_path: Path) -> None:
         script = ROOT / "sslsv/bin" / f"{name}.py"
-        # -S leaves out site-packages, where the package may be installed
-        done = python(["-S", str(script), "--help"], tmp_path)
-        assert done.code == 0, done.err
-        assert done.out.startswith(f"usage: {name}.py ")
+        ended = python(["-S", str(script), "--help"], tmp_path)  # -S: without installed packages
+        assert (ended.code, ended.err) == (0, "")
+        assert ended.out.startswith(f"usage: {name}.py ")
 
-    def test_trains_from_a_clone(self, config_file: Path) -> None:
-        done = python(["sslsv/bin/train.py", str(config_file), *SHORT], ROOT)
-        assert (done.code, done.err) == (0, "")
+    def test_train_from_the_root_of_a_clone(self, config_file: Path) -> None:
+        ended = python(["sslsv/bin/train.py", str(config_file), *SHORT], ROOT)
+        assert (ended.code, ended.err) == (0, "")
+        assert "Epoch 1/1: loss" in ended.out
         assert (config_file.parent / "checkpoints/model_latest.pt").exists()
-        print(done)
+
+    def test_bad_input(self, tmp_path: Path) -> None:
+        script = ROOT / "sslsv/bin/evaluate.py"
+        check_sentence(python([str(script), str(tmp_path)], tmp_path))
 
 
-def python(arguments: list[str], cwd: Path) -> Ended:
+def python(arguments: list[str], folder: Path) -> Ended:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
     )
     return Ended(done.returncode, done.stdout, done.stderr)

@@ -34,10 +34,12 @@ def test_the_file_appears_when_the_block_ends(tmp_path):
 def test_a_reader_meets_the_old_file_until_then(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with atomic_write(path) as file:
-        file.write(b"new")
-        file.flush()
-        assert path.read_bytes() == b"old"
+    with path.open("rb") as early:
+        with atomic_write(path) as file:
+            file.write(b"new")
+            file.flush()
+            assert path.read_bytes() == b"old"
+        assert early.read() == b"old"  # it was replaced, not overwritten
     assert path.read_bytes() == b"new"
 
 
@@ -45,9 +47,14 @@ def test_a_reader_meets_the_old_file_until_then(tmp_path):
 def test_an_error_keeps_the_old_file_and_passes_on(tmp_path, error):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with pytest.raises(error), atomic_write(path) as file:
-        file.write(b"new")
-        raise error
+
+    def fail_half_way() -> None:
+        with atomic_write(path) as file:
+            file.write(b"new")
+            raise error
+
+    with pytest.raises(error):
+        fail_half_way()
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["file"]
 
@@ -104,6 +111,14 @@ def test_any_value_is_written_as_strict_json_and_read_back(tmp_path, value):
 
 def test_no_file_reads_as_empty(tmp_path):
     assert read_json(tmp_path / "none.json") == {}
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", "null"])
+def test_json_that_is_not_an_object_is_a_user_error(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"a.json: holds no JSON object"):
+        read_json(path)
 
 
 @pytest.mark.parametrize("content", [b'{"1": ', b"", b"\xff"])

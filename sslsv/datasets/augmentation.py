@@ -275,7 +275,7 @@ def _list_files(folder: Path, pattern: str) -> list[str]:
     names = sorted(glob.glob(pattern, root_dir=folder))
     if not names:
         raise DataError(
-            f"{folder}: no {pattern} found here, which augmentation needs; run "
-            "tools/prepare_data/prepare_augmentation.py or set `dataset.augmentation.enable: false`"
+            f"{folder}: no {pattern} found here, which augmentation needs; put noises or responses "
+            "there, or set `dataset.augmentation.enable: false`"
         )
     return [os.path.join(folder, name) for name in names]

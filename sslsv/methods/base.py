@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from sslsv.datasets.views import Batch
-from sslsv.encoders.base import Encoder
+from sslsv.encoders.base import Encoder, EncoderConfig
 
 Sampling = Literal["single", "siamese", "multicrop"]
 Outputs = dict[str, Tensor]
@@ -19,6 +19,12 @@ class MethodConfig:
     """A method's own dataclass adds its fields."""
 
     type: str  # which method
+
+    def check(self, batch_size: int, encoder: EncoderConfig) -> None:
+        """Refuse sizes that do not fit together: ConfigError("section.field: what is wrong").
+
+        ``batch_size`` counts utterances over all processes.
+        """
 
 
 @dataclass(frozen=True)

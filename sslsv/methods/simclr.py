@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from sslsv import distributed
 from sslsv.datasets.views import Batch
-from sslsv.encoders.base import Encoder
+from sslsv.encoders.base import Encoder, EncoderConfig
 from sslsv.errors import ConfigError
 from sslsv.methods.base import Method, MethodConfig, Outputs
 from sslsv.methods.heads import projector
@@ -26,8 +27,12 @@ class SimCLRConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         for name in ("projector_hidden_dim", "projector_output_dim", "temperature"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: must be positive, got {getattr(self, name)}")
+
+    def check(self, batch_size: int, encoder: EncoderConfig) -> None:
+        if batch_size < 2:
+            raise ConfigError("trainer.batch_size: 1 leaves simclr no negatives; use 2 or more")
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:

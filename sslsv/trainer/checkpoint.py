@@ -32,7 +32,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         there = sorted(p.stem.removeprefix("model_") for p in path.parent.glob("model_*.pt"))
-        hint = f"there are: {', '.join(there)}" if there else "train first, or check run_dir"
+        hint = f"there are: {', '.join(there)}" if there else "train first, or check the path"
         raise CheckpointError(f"{path}: no such checkpoint ({hint})") from None
     except Exception as error:  # damaged bytes raise anything, from UnicodeDecodeError on
         reason = str(error).strip().splitlines() or ["empty file"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +43,11 @@ class Tracker:
         self._tensorboard: Any = None
         self._folder = run_dir / "tensorboard"
 
-    def start(self, epoch: int, step: int) -> None:
-        """Begin, or go on after ``epoch`` epochs; what was logged beyond them is dropped."""
+    @contextmanager
+    def running(self, epoch: int, step: int) -> Iterator[None]:
+        """Log what follows ``epoch`` epochs; what an earlier run logged beyond them is dropped."""
         if not distributed.is_main():
+            yield
             return
         history = {k: v for k, v in read_json(self.path).items() if int(k) <= epoch}
         write_json(self.path, history)
@@ -54,6 +58,11 @@ class Tracker:
             self._tensorboard = SummaryWriter(str(self._folder), purge_step=step)
         except OSError as error:
             raise UserError(f"{self._folder}: cannot be written ({error.strerror})") from None
+        try:
+            yield
+        finally:
+            self._tensorboard.close()
+            self._tensorboard = None
 
     def log_step(self, step: int, values: dict[str, float]) -> None:
         if self._tensorboard:
@@ -68,7 +77,3 @@ class Tracker:
         for name, value in metrics.items():
             self._tensorboard.add_scalar(name, value, step)
         self._tensorboard.flush()
-
-    def close(self) -> None:
-        if self._tensorboard:
-            self._tensorboard.close()

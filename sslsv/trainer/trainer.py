@@ -113,6 +113,7 @@ class Trainer:
         self.network = self._wrap(self.method)
         self.optimizer = self._make_optimizer()
         self.guard = FiniteGuard(device)
+        self.check_every = 1 if device.type == "cpu" else CHECK_EVERY  # there it costs nothing
         self.tracker = Tracker(run_dir)
         self.step = 0  # optimiser steps done
         self.epoch = 0  # epochs done
@@ -133,18 +134,19 @@ class Trainer:
             return
         if self._out_of_patience():
             return
-        self.tracker.start(self.epoch, self.step)
-        self.method.on_train_start(self.progress)
-        while self.epoch < last:
-            metrics = self.train_epoch()
-            if self.validate:
-                metrics |= self.validate()
-            improved = self._update_best(metrics)
-            self.tracker.log_epoch(self.epoch, self.step, metrics)
-            self._save(improved)
-            if self._out_of_patience():
-                break
-        self.tracker.close()
+        with self.tracker.running(self.epoch, self.step):
+            self.method.on_train_start(self.progress)
+            while self.epoch < last:
+                metrics = self.train_epoch()
+                found = self.validate() if self.validate else {}
+                improved = self._update_best(metrics | found)
+                if found:
+                    text = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+                    say(f"  {text}" + (" (best so far)" if improved else ""))
+                self.tracker.log_epoch(self.epoch, self.step, metrics | found)
+                self._save(improved)
+                if self._out_of_patience():
+                    break
 
     def train_epoch(self) -> Metrics:
         """One pass over the loader; returns the mean of each metric over steps and processes."""
@@ -159,7 +161,7 @@ class Trainer:
             waited += time.perf_counter() - fetched
             for name, value in self.train_step(batch).items():
                 sums[name] = sums.get(name, 0.0) + value
-            if self.step % CHECK_EVERY == 0 or self.device.type == "cpu":  # there it costs nothing
+            if self.step % self.check_every == 0:
                 self._stop_if_not_finite()
                 loss = float(sums["train/loss"]) / done
                 bar.set_postfix_str(self._status(loss, done, started, waited), refresh=False)
@@ -340,6 +342,9 @@ class Trainer:
         elif self.config.last_checkpoint:
             path = self.config.last_checkpoint
             self.load_state_dict(checkpoint.load(path, self.device), path)
+            # Another run's steps and best value need not be comparable with this one's.
+            self.step = self.epoch * self.steps_per_epoch
+            self.best_metric, self.stale_epochs = None, 0
             say(f"{self.run_dir}: going on from {path} after epoch {self.epoch}")
         elif self.config.init_weights:
             path = self.config.init_weights

@@ -345,8 +345,8 @@ def test_missing_folders(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         make_augmentation(tmp_path, strategy="reverb")
     assert str(error.value) == (
-        f"{tmp_path / 'simulated_rirs'}: no */*/*.wav found here, which augmentation needs; run "
-        "tools/prepare_data/prepare_augmentation.py or set `dataset.augmentation.enable: false`"
+        f"{tmp_path / 'simulated_rirs'}: no */*/*.wav found here, which augmentation needs; "
+        "put noises or responses there, or set `dataset.augmentation.enable: false`"
     )
     with pytest.raises(DataError, match=r"musan_split.noise: no \*/\*\.wav found here"):
         make_augmentation(tmp_path, strategy="noise")

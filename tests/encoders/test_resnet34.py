@@ -183,7 +183,7 @@ def test_rows_do_not_see_each_other_in_evaluation():
 
 def test_kaiming_initialisation_by_fan_out():
     encoder = make_encoder()
-    for name in ("block4.2.conv1", "block3.0.conv2"):
+    for name in ("block4.0.conv1", "block4.2.conv2"):
         weight = encoder.get_parameter(f"{name}.weight")
         expected = (2 / (weight.shape[0] * 9)) ** 0.5
         assert weight.std().item() == pytest.approx(expected, rel=0.05)

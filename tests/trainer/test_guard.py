@@ -5,7 +5,6 @@ import json
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -89,7 +88,7 @@ def test_training_stops_and_the_last_checkpoint_is_kept(make_trainer, optimizer,
     poison(trainer, bad_step=4, kind=kind)
     with pytest.raises(NonFiniteLoss, match=r"not finite at step 4 \(epoch 2\)") as caught:
         trainer.fit()
-    rows = generator("order", 7, 1).permutation(12)[4:8]  # second batch of the second epoch
+    rows = trainer.method.batches[4]
     assert str(caught.value).endswith("files: " + ", ".join(f"row{row:02d}.wav" for row in rows))
     assert same(contents(trainer)[0], contents(healthy)[0])
 
@@ -105,6 +104,22 @@ def test_training_stops_and_the_last_checkpoint_is_kept(make_trainer, optimizer,
     assert same(contents(resumed)[0], contents(first_epoch)[0])
     assert same(contents(resumed)[1], contents(first_epoch)[1])
     assert checkpoint.load(folder / "checkpoints/model_epoch-1.pt")["epoch"] == 1
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_nothing_is_saved_where_the_flag_is_seen_late(make_trainer, optimizer):
+    """On a GPU the host looks every 25 steps, and at the end of an epoch."""
+    healthy = make_trainer("healthy", optimizer=optimizer)
+    run_steps(healthy, 0, 3)
+    trainer = make_trainer(optimizer=optimizer)
+    trainer.check_every = CHECK_EVERY
+    poison(trainer, bad_step=3, kind="loss")
+    with pytest.raises(NonFiniteLoss, match=r"step 3 \(epoch 2\)"):
+        trainer.fit()
+    assert trainer.step == 6  # all of the second epoch
+    assert same(contents(trainer)[0], contents(healthy)[0])
+    saved = {path.name for path in (trainer.run_dir / "checkpoints").iterdir()}
+    assert saved == {"model_latest.pt", "model_epoch-1.pt"}
 
 
 def test_bad_audio_stops_training_and_is_named(make_trainer):
