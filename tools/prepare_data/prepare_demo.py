@@ -413,7 +413,7 @@ def generate(options: Options, folder: Path, workers: int) -> dict[str, int]:
     context.set_forkserver_preload(["numpy", "scipy.signal", "soundfile", "tqdm"])
     with context.Pool(workers, maxtasksperchild=1) as pool:  # see Engine: a process for each task
         results = pool.imap_unordered(run, tasks)
-        for _ in tqdm(results, total=len(tasks), desc="Demo data", unit="task"):
+        for _ in tqdm(results, total=len(tasks), desc="Demo data", unit="task", disable=None):
             pass
 
     rows = ["File,Speaker\n"]
