@@ -105,6 +105,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             print(format_table(results))
 
 
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--full", action="store_true", help="also decode every file to its end")
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from sslsv.config import load_config
+    from sslsv.doctor import examine
+
+    examine(load_config(arguments.config, arguments.overrides), arguments.full)
+
+
 COMMANDS = {
     "train": Command(
         "Train a model, or go on where the last run in its folder stopped.",
@@ -117,6 +129,12 @@ COMMANDS = {
         "sslsv evaluate models/demo/simclr/config.yml --baselines",
         _add_evaluate,
         _evaluate,
+    ),
+    "doctor": Command(
+        "Look for what would stop or spoil a training, and say how to mend it.",
+        "sslsv doctor models/demo/simclr/config.yml --full",
+        _add_doctor,
+        _doctor,
     ),
 }
 

@@ -12,7 +12,8 @@ from sslsv import distributed
 from sslsv.config import Config, save_resolved, to_dict
 from sslsv.datasets.loader import Loader
 from sslsv.datasets.manifest import read_manifest
-from sslsv.datasets.samplers import ShuffledBatches
+from sslsv.datasets.preflight import preflight
+from sslsv.datasets.samplers import make_batches
 from sslsv.datasets.views import SpeechDataset
 from sslsv.errors import ConfigError
 from sslsv.evaluations.base import Embed, Result, Task, TaskConfig
@@ -41,18 +42,19 @@ def build_trainer(config: Config) -> Trainer:
     manifest = read_manifest(
         dataset.train, dataset.base_path, dataset.label_key, dataset.max_samples
     )
-    manifest.check(dataset.resample)
+    preflight(manifest, dataset)
     tasks = _build_tasks(config, config.evaluation.validation)
-    sampler = ShuffledBatches(
-        len(manifest),
+    sampler = make_batches(
+        dataset.sampler,
+        manifest.labels,
         config.trainer.batch_size,
         config.seed,
         distributed.rank(),
         distributed.world_size(),
     )
-    speech = SpeechDataset(manifest, dataset, config.seed)
-    method = build_method(config)
     device = distributed.default_device()
+    speech = SpeechDataset(manifest, dataset, config.seed, augment_later=device.type == "cuda")
+    method = build_method(config)
 
     def validate() -> dict[str, float]:
         found = _run_tasks(tasks, method.eval().embed, device)

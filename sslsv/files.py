@@ -35,6 +35,12 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             temporary.unlink()
 
 
+def user_cache() -> Path:
+    """The user's folder for what can be made again; it need not exist."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "sslsv")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that any parser accepts: numbers that are not finite become null."""
     with atomic_write(path, "w") as file:

@@ -1,8 +1,12 @@
 """Reading, probing and writing audio files."""
 
+import math
 import os
+import struct
 import sys
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,17 +71,97 @@ def test_a_crop_decodes_no_more_than_itself(
     stored: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    original = sf.SoundFile.read
+    for reader in (sf.SoundFile, audio._PlainWav):
 
-    def spy(self: sf.SoundFile, frames: int = -1, **options: object) -> np.ndarray:
-        asked.append(frames)
-        return original(self, frames, **options)
+        def spy(self: Any, frames: int, read: Any = reader.read, **options: Any) -> np.ndarray:
+            asked.append(frames)
+            return read(self, frames, **options)
 
-    monkeypatch.setattr(sf.SoundFile, "read", spy)
+        monkeypatch.setattr(reader, "read", spy)
     with AudioFile(stored[0]) as file:
         file.read(4500, 100)
         file.read(4950, 100)
     assert asked == [100, 50, 50]
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return kind + struct.pack("<I", len(content)) + content + b"\0" * (len(content) % 2)
+
+
+def riff(*chunks: bytes) -> bytes:
+    return chunk(b"RIFF", b"WAVE" + b"".join(chunks))
+
+
+SAMPLES = make_wave(seed=8)
+PCM = np.rint(SAMPLES * 32768).clip(-32768, 32767).astype("<i2").tobytes()
+FORMAT = chunk(b"fmt ", struct.pack("<HHIIHH", 1, 1, 16000, 32000, 2, 16))
+
+
+class TestPlainWav:
+    """Those that are read without libsndfile, and those that it must be left to."""
+
+    @pytest.mark.parametrize(
+        ("content", "plain"),
+        [
+            (riff(FORMAT, chunk(b"data", PCM)), True),
+            (riff(FORMAT, chunk(b"LIST", b"odd"), chunk(b"data", PCM)), True),
+            (riff(FORMAT, chunk(b"data", PCM), chunk(b"LIST", b"after")), True),
+            (riff(FORMAT, chunk(b"LIST", b"x" * 600), chunk(b"data", PCM)), False),  # far away
+            (riff(FORMAT, b"data" + b"\xff" * 4 + PCM), False),  # as a stream is written
+            (riff(FORMAT, b"data" + struct.pack("<I", 2 * LENGTH + 50) + PCM), False),
+        ],
+    )
+    def test_is_what_libsndfile_reads(self, tmp_path: Path, content: bytes, plain: bool) -> None:
+        path = tmp_path / "a.wav"
+        path.write_bytes(content)
+        with AudioFile(path) as file:
+            assert isinstance(file._file, audio._PlainWav) == plain
+            assert file.length == sf.info(path).frames
+            expected = sf.read(path, dtype="float32")[0]
+            np.testing.assert_array_equal(file.read(7, 2000), expected[7:2007])
+
+    @pytest.mark.parametrize(
+        ("subtype", "channels"), [("PCM_24", 1), ("FLOAT", 1), ("PCM_U8", 1), ("PCM_16", 2)]
+    )
+    def test_other_formats_are_left_to_libsndfile(
+        self, tmp_path: Path, subtype: str, channels: int
+    ) -> None:
+        path = tmp_path / "a.wav"
+        sf.write(path, np.stack([make_wave()] * channels, axis=1), 16000, subtype=subtype)
+        with AudioFile(path) as file:
+            assert isinstance(file._file, sf.SoundFile)
+            expected = sf.read(path, dtype="float32", always_2d=True)[0].mean(axis=1)
+            np.testing.assert_allclose(file.read(0, LENGTH), expected, atol=1e-7)
+
+    def test_a_file_that_became_shorter(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.wav"
+        audio.write(path, make_wave())
+        with AudioFile(path) as file:
+            os.truncate(path, 2000)
+            with pytest.raises(DataError, match="the audio ends before the length in its header"):
+                file.read(900, 200)
+
+
+class TestSpeed:
+    @pytest.mark.parametrize("factor", [0.9, 1.1, 1.25])
+    def test_a_tone_is_shorter_and_higher(self, tmp_path: Path, factor: float) -> None:
+        speed = Fraction(factor).limit_denominator(100)
+        t = np.arange(16000) / 16000
+        audio.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 400 * t))
+        with AudioFile(tmp_path / "a.wav", speed=speed) as file:
+            assert file.length == math.ceil(16000 / speed)
+            wave = file.read(0, file.length)
+            crop = file.read(3001, 1000)
+        tone = 0.5 * np.sin(2 * np.pi * 400 * factor * np.arange(len(wave)) / 16000)
+        np.testing.assert_allclose(wave[100:-100], tone[100:-100], atol=0.005)
+        np.testing.assert_allclose(crop, wave[3001:4001], atol=1e-6)
+
+    def test_it_multiplies_the_rate_of_the_file(self, tmp_path: Path) -> None:
+        audio.write(tmp_path / "a.wav", make_wave(), 8000)
+        with AudioFile(tmp_path / "a.wav", 16000, True, Fraction(9, 10)) as file:
+            wave = file.read(0, file.length)
+        expected = resample(torch.from_numpy(make_wave()), 7200, 16000).numpy()
+        np.testing.assert_allclose(wave, expected[: len(wave)], atol=1e-4)
 
 
 @pytest.mark.parametrize("start", [-1, LENGTH])

@@ -191,6 +191,28 @@ def read_strict_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
+class TestSampling:
+    def test_all_options_train_and_go_on(self, run: Run, config_file: Path) -> None:
+        sampler = (
+            "dataset.sampler={balance: true, create_contrastive_pairs: true, nb_speakers: 8, "
+            "prevent_class_collisions: true, randomize_at_each_epoch: true}"
+        )
+        straight = config_file.parent / "straight"
+        assert run("train", sampler, f"run_dir={straight}").code == 0
+        assert run("train", sampler, "trainer.stop_at_epoch=1").code == 0
+        assert run("train", sampler).code == 0
+        histories = [p / "training.json" for p in (straight, config_file.parent)]
+        assert histories[0].read_bytes() == histories[1].read_bytes()
+
+    def test_fewer_labels_than_a_batch(self, refused: Refused) -> None:
+        assert refused(
+            "train", "trainer.batch_size=16", "dataset.sampler={prevent_class_collisions: true}"
+        ) == (
+            "dataset.sampler.prevent_class_collisions: a batch of 16 needs as many labels and "
+            "there are 8; lower trainer.batch_size to 8 or less"
+        )
+
+
 class TestUsage:
     @pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
     def test_overview_shows_every_command(
@@ -367,6 +389,39 @@ class TestRefusedAudio:
         assert ended.err.startswith(f"error: {listed}: there are NaN or infinite samples")
         assert content(trained / "checkpoints") == before
 
+    def test_skipped_while_training_counted_and_listed_once(
+        self, run: Run, data: Path, listed: Path, config_file: Path
+    ) -> None:
+        sf.write(listed, np.full(16000, np.nan), 16000, subtype="FLOAT")
+        name = str(listed.relative_to(data))
+        ended = run("train", "dataset.on_error=skip", "trainer.epochs=2")
+        assert (ended.code, ended.err) == (0, "")
+        path = config_file.parent / "skipped_files.txt"
+        said = f"  unusable files: 1, replaced 1 times by others; see {path}\n"
+        assert ended.out.count(said) == 2  # epochs
+        reason = f"{listed}: there are NaN or infinite samples; remove or re-encode the file"
+        assert path.read_text() == f"{name}\t{reason}\n"
+
+        other = data / (data / "train.csv").read_text().splitlines()[6].split(",")[0]
+        other.unlink()
+        ended = run("train", "dataset.on_error=skip", "trainer.epochs=3")
+        assert ended.code == 0
+        assert "1 of 32 files not found" in ended.out
+        assert "going on after epoch 2" in ended.out
+        lines = path.read_text().splitlines()
+        assert [line.split("\t")[0] for line in lines] == [name, str(other.relative_to(data))]
+
+    def test_skipping_may_begin_with_a_restart(self, run: Run, trained: Path, listed: Path) -> None:
+        listed.unlink()
+        settings = ("trainer.epochs=2", SHORT[1])
+        assert "1 of 8 files not found" in run("train", *settings).err
+        assert run("train", *settings, "dataset.on_error=skip").code == 0
+        assert (trained / "skipped_files.txt").exists()
+
+    def test_nothing_is_listed_where_nothing_is_skipped(self, run: Run, config_file: Path) -> None:
+        assert run("train", *SHORT, "dataset.on_error=skip").code == 0
+        assert not (config_file.parent / "skipped_files.txt").exists()
+
     @pytest.mark.parametrize("folder", ["musan_split", "musan_split/music", "simulated_rirs"])
     def test_missing_noise_or_responses(self, refused: Refused, data: Path, folder: str) -> None:
         shutil.rmtree(data / folder)
@@ -417,7 +472,7 @@ class TestRefusedCheckpoints:
 
 
 class TestScripts:
-    @pytest.mark.parametrize("name", ["train", "evaluate"])
+    @pytest.mark.parametrize("name", cli.COMMANDS)
     def test_find_the_package_beside_them(self, name: str, tmp_path: Path) -> None:
         script = ROOT / "sslsv/bin" / f"{name}.py"
         ended = python(["-S", str(script), "--help"], tmp_path)  # -S: without installed packages

@@ -73,6 +73,7 @@ PUBLISHED: dict[str, Any] = {
         "mel_win_length": 400,
         "mel_hop_length": 160,
         "mel_sample_rate": 16000,
+        "spec_augment": None,
         "pooling": True,
         "pooling_mode": "sap",
         "base_dim": 16,
@@ -136,6 +137,7 @@ AUGMENTATION = {
     "musan_noise_num": [1, 1],
     "musan_speech_num": [1, 1],
     "musan_music_num": [1, 1],
+    "speed_perturb": None,
 }
 SAMPLER = {
     "enable": True,
@@ -212,7 +214,6 @@ class TestSchema:
     @pytest.mark.parametrize(
         ("override", "message"),
         [
-            ("dataset.sampler.balance=true", "dataset.sampler.enable: label-based sampling is not"),
             (
                 "evaluation.test=[{type: sv_cosine, score_norm: s-norm}]",
                 "score_norm: not available",

@@ -20,8 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sslsv import distributed, experiment
 from sslsv.config import load_config
-from sslsv.datasets.views import Batch
+from sslsv.datasets.manifest import Manifest
+from sslsv.datasets.preflight import preflight
+from sslsv.datasets.views import Batch, DatasetConfig
 from sslsv.encoders.resnet34 import ResNet34, ResNet34Config
+from sslsv.errors import DataError
 from sslsv.methods.simclr import SimCLR, SimCLRConfig
 from sslsv.trainer.guard import FiniteGuard
 from sslsv.trainer.trainer import Trainer
@@ -62,6 +65,23 @@ def guard_one_bad_rank(rank: int) -> dict[str, Any]:
     failure = guard.failure()
     assert failure is not None
     return {"frozen": guard.frozen, "step": failure[0], "rows": failure[1]}
+
+
+def preflight_where_a_file_is_missing(rank: int, folder: Path) -> str:
+    """Each rank has a list of its own; what counts is that of rank 0."""
+    manifest = Manifest(
+        path=folder / f"list{rank}.csv",
+        base_path=folder,
+        files=np.array([b"gone.wav"]),
+        labels=np.zeros(1, dtype=np.int64),
+        label_names=["x"],
+        lines=np.array([2]),
+    )
+    try:
+        preflight(manifest, DatasetConfig())
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def train_simclr(rank: int, world: int) -> dict[str, Any]:
@@ -108,6 +128,7 @@ def work(rank: int, folder: Path) -> None:
         "gather": gather_rows(rank),
         "talk": small_talk(rank),
         "guard": guard_one_bad_rank(rank),
+        "preflight": preflight_where_a_file_is_missing(rank, folder),
         "simclr": train_simclr(rank, WORLD),
     }
     torch.save(results, folder / f"{rank}.pt")
@@ -170,6 +191,11 @@ def test_all_processes_freeze_when_one_meets_a_nan(found):
         assert result["guard"]["frozen"] == 1
         assert result["guard"]["step"] == 6
         assert result["guard"]["rows"].tolist() == [100 * rank + 6]
+
+
+def test_what_the_main_process_finds_missing_is_raised_by_all(found):
+    for result in found:
+        assert "list0.csv: 1 of 1 files not found below" in result["preflight"]
 
 
 # ---------------------------------------------------------------------------- SimCLR

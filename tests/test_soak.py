@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def test_demo_beats_its_baselines_by_half(tmp_path: Path) -> None:
     """Some 7 minutes on two cores."""
     pytest.importorskip("espeakng_loader", reason="the extra 'demo' is not installed")
     script = CONFIG.parents[3] / "tools" / "prepare_data" / "prepare_demo.py"
-    runpy.run_path(str(script))["main"]([str(tmp_path / "data")])
+    subprocess.run([sys.executable, script, tmp_path / "data"], check=True)
     config = load_config(
         CONFIG, [f"dataset.base_path={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}"]
     )

@@ -1,23 +1,28 @@
 """Noise and reverberation, added to a whole batch at once on the device where it lies.
 
-What happens to a frame is drawn beforehand by ``Augmentation.draw``, from the frame's own random
-generator and without touching a file; ``Augmentation(wave, draws)`` reads the audio and mixes it.
+In three steps: ``Augmentation.draw`` decides what happens to a frame, from the frame's own random
+generator and without touching a file; ``Augmentation.gather`` copies the sounds of a batch from
+memory-mapped banks into a ``Recipe``, and computes nothing; ``Recipe.apply`` mixes, on the CPU in a
+worker or on the GPU once the batch is there.
 """
 
-import glob
+from __future__ import annotations
+
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sslsv import audio
+from sslsv.datasets.bank import Bank, open_bank
 from sslsv.errors import ConfigError, DataError
 
 Strategy = Literal["reverb", "noise", "reverb|noise", "reverb+noise", "all"]
@@ -33,9 +38,9 @@ _OUTCOMES: dict[Strategy, tuple[tuple[bool, bool], ...]] = {
 
 _CATEGORIES = ("noise", "speech", "music")
 
-_POWER_FLOOR = 1e-4  # added to mean squares, so that silence has a power in dB (-40)
+_CPU_ROWS = 8  # augmented together on a CPU: what an FFT of them needs stays in its cache
 
-_CACHED_RIRS = 512  # a second at 16 kHz is 64 kB, so about 32 MB at most in each process
+_POWER_FLOOR = 1e-4  # added to mean squares, so that silence has a power in dB (-40)
 
 
 @dataclass(kw_only=True)
@@ -51,6 +56,9 @@ class AugmentationConfig:
     musan_noise_num: tuple[int, int] = (1, 1)  # files mixed when noise is drawn, both ends included
     musan_speech_num: tuple[int, int] = (1, 1)
     musan_music_num: tuple[int, int] = (1, 1)
+    # Factors such as [0.9, 1.0, 1.1], one drawn for each sample: another speed is another voice, so
+    # all augmented views of a sample get the same, and its label stays. null: speed is left alone.
+    speed_perturb: list[float] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.aug_prob <= 1:
@@ -58,6 +66,9 @@ class AugmentationConfig:
         if self.strategy not in get_args(Strategy):
             names = ", ".join(get_args(Strategy))
             raise ConfigError(f"strategy: must be one of {names}, got {self.strategy!r}")
+        for factor in self.speed_perturb or []:
+            if not 0.5 <= factor <= 2:
+                raise ConfigError(f"speed_perturb: must be between 0.5 and 2, got {factor}")
         for category in _CATEGORIES:
             _check_range(f"musan_{category}_snr", self.snr_range(category), lowest=-math.inf)
             _check_range(f"musan_{category}_num", self.num_range(category), lowest=1)
@@ -101,14 +112,72 @@ class Draw:
     noises: tuple[NoiseDraw, ...] = ()
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be added to a batch of frames (B, T), as tensors that any device can work on."""
+
+    rirs: Tensor  # (K, L) float32, responses of unit energy; L depends on T and the bank alone
+    rir_rows: Tensor  # (K,) int64, frame that each is for: ascending, at most one a frame
+    noises: Tensor  # (M, T) int16, 32768 is full scale
+    noise_rows: Tensor  # (M,) int64, frame that each is added to: ascending
+    snr_db: Tensor  # (M,) float32
+
+    def apply(self, wave: Tensor) -> Tensor:
+        """Reverberate ``wave`` (B, T) float32, then add the noises; it is left as it is.
+
+        A row's result does not depend on the other rows (on a GPU: up to rounding).
+        """
+        result = wave.clone()
+        if wave.device.type != "cpu":
+            self._change(result)
+            return result
+        with one_thread():
+            for first in range(0, len(wave), _CPU_ROWS):
+                rows = slice(first, first + _CPU_ROWS)
+                self._part(rows)._change(result[rows])
+        return result
+
+    def _part(self, rows: slice) -> Recipe:
+        """For these rows alone. Sounds are in the order of their rows."""
+        ends = torch.tensor([rows.start, rows.stop])
+        rirs, noises = (
+            slice(*torch.searchsorted(of, ends).tolist()) for of in (self.rir_rows, self.noise_rows)
+        )
+        return Recipe(
+            rirs=self.rirs[rirs],
+            rir_rows=self.rir_rows[rirs] - rows.start,
+            noises=self.noises[noises],
+            noise_rows=self.noise_rows[noises] - rows.start,
+            snr_db=self.snr_db[noises],
+        )
+
+    def _change(self, wave: Tensor) -> None:
+        if len(self.rir_rows):
+            reverberated = reverberate(wave[self.rir_rows], self.rirs)
+            wave.index_copy_(0, self.rir_rows, reverberated)
+        if len(self.noise_rows):
+            noises = self.noises.float().mul_(1 / 32768)
+            wave.copy_(mix(wave, noises, self.noise_rows, self.snr_db))
+
+    def to(self, device: torch.device) -> Recipe:
+        """Copy to ``device``, without waiting where memory is pinned."""
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Recipe:
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Recipe:
+        return Recipe(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
 class Augmentation:
     """Reverberates frames and adds noise to them, as ``dataset.augmentation`` says.
 
     Files are ``base_path/simulated_rirs/*/*/*.wav`` and
     ``base_path/musan_split/{noise,speech,music}/*/*.wav``; only the folders that the strategy
-    needs are looked at. With ``resample`` files at another rate than ``sample_rate`` are
-    resampled, otherwise they raise DataError when they are read.
-    Raises DataError when a folder is absent or has too few files.
+    needs are looked at, and packed into banks the first time. With ``resample`` files at another
+    rate than ``sample_rate`` are resampled, otherwise they raise DataError.
+    Raises DataError when a folder is absent, has too few files, or one that cannot be used.
     """
 
     def __init__(
@@ -119,26 +188,27 @@ class Augmentation:
         resample: bool = False,
     ) -> None:
         self.config = config
-        self.sample_rate = sample_rate
-        self.resample = resample
-        self._outcomes = _OUTCOMES[config.strategy] if config.enable else ((False, False),)
+        active = config.enable and config.aug_prob > 0
+        self._outcomes = _OUTCOMES[config.strategy] if active else ((False, False),)
 
-        self.rirs: list[str] = []
+        self.rirs: Bank | None = None
         if any(reverb for reverb, _ in self._outcomes):
-            self.rirs = _list_files(Path(base_path, "simulated_rirs"), "*/*/*.wav")
-
-        self.noises: dict[str, list[str]] = {}
+            self.rirs = open_bank(
+                base_path, "simulated_rirs", "*/*/*.wav", "rir", sample_rate, resample
+            )
+        self.noises: dict[str, Bank] = {}
         if any(noise for _, noise in self._outcomes):
             for category in _CATEGORIES:
-                folder = Path(base_path, "musan_split", category)
-                self.noises[category] = _list_files(folder, "*/*.wav")
-                self._check_enough(folder, category)
+                name = f"musan_split/{category}"
+                bank = open_bank(base_path, name, "*/*.wav", "noise", sample_rate, resample)
+                self._check_enough(bank, category)
+                self.noises[category] = bank
 
-    def _check_enough(self, folder: Path, category: str) -> None:
-        found, most = len(self.noises[category]), self.config.num_range(category)[1]
+    def _check_enough(self, bank: Bank, category: str) -> None:
+        found, most = len(bank), self.config.num_range(category)[1]
         if found < most:
             raise DataError(
-                f"{folder}: {found} files found where "
+                f"{bank.folder}: {found} files found where "
                 f"`dataset.augmentation.musan_{category}_num` mixes up to {most}; lower it"
             )
 
@@ -149,7 +219,7 @@ class Augmentation:
         reverb, noise = self._outcomes[rng.integers(len(self._outcomes))]
         return Draw(
             length,
-            rir=int(rng.integers(len(self.rirs))) if reverb else None,
+            rir=int(rng.integers(len(self.rirs))) if reverb and self.rirs else None,
             noises=self._draw_noises(rng) if noise else (),
         )
 
@@ -167,46 +237,46 @@ class Augmentation:
             for file in files
         )
 
+    def gather(self, draws: Sequence[Draw], length: int) -> Recipe:
+        """Copy what ``draws`` for frames of ``length`` samples need from the banks.
+
+        Raises ValueError for draws that were made for frames of another length.
+        """
+        if any(draw.length != length for draw in draws):
+            raise ValueError(f"the draws are not those of frames of {length} samples")
+        noises = [(row, noise) for row, draw in enumerate(draws) for noise in draw.noises]
+        crops = torch.empty(len(noises), length, dtype=torch.int16)
+        for crop, (_, noise) in zip(crops.numpy(), noises, strict=True):
+            self.noises[noise.category].crop(noise.file, noise.offset, crop)
+        rirs = [(row, draw.rir) for row, draw in enumerate(draws) if draw.rir is not None]
+        return Recipe(
+            rirs=self._responses([rir for _, rir in rirs], length),
+            rir_rows=torch.tensor([row for row, _ in rirs], dtype=torch.int64),
+            noises=crops,
+            noise_rows=torch.tensor([row for row, _ in noises], dtype=torch.int64),
+            snr_db=torch.tensor([noise.snr_db for _, noise in noises], dtype=torch.float32),
+        )
+
+    def _responses(self, indices: list[int], length: int) -> Tensor:
+        """Room responses, (K, L); L is the same for any choice of them."""
+        if not self.rirs:
+            return torch.empty(0, 1)
+        # What lies beyond the frame's length in a response is cut off again after convolution.
+        padded = torch.empty(len(indices), min(int(self.rirs.lengths.max()), length))
+        for row, index in zip(padded.numpy(), indices, strict=True):
+            response = self.rirs[index][: len(row)]
+            row[: len(response)] = response
+            row[len(response) :] = 0
+        return padded
+
     def __call__(self, wave: Tensor, draws: Sequence[Draw]) -> Tensor:
         """Apply ``draws`` to the rows of ``wave`` (B, T), float32, which is left as it is.
 
-        Raises DataError for a noise or RIR file that cannot be used, ValueError for draws that
-        were made for other frames.
+        Raises ValueError for draws that were made for other frames.
         """
-        if [draw.length for draw in draws] != [wave.shape[1]] * len(wave):
-            raise ValueError(f"the draws are not those of a batch of shape {tuple(wave.shape)}")
-        return self._add_noise(self._add_reverb(wave, draws), draws)
-
-    def _add_reverb(self, wave: Tensor, draws: Sequence[Draw]) -> Tensor:
-        picked = [(row, draw.rir) for row, draw in enumerate(draws) if draw.rir is not None]
-        if not picked:
-            return wave
-        # What lies beyond the frame's length in a response is cut off again after convolution.
-        responses = [
-            read_rir(self.rirs[rir], self.sample_rate, self.resample)[: wave.shape[1]]
-            for _, rir in picked
-        ]
-        rirs = np.zeros((len(picked), max(map(len, responses))), dtype=np.float32)
-        for padded, response in zip(rirs, responses, strict=True):
-            padded[: len(response)] = response
-        rows = torch.tensor([row for row, _ in picked], device=wave.device)
-        reverberated = reverberate(wave[rows], torch.from_numpy(rirs).to(wave.device))
-        return wave.index_copy(0, rows, reverberated)
-
-    def _add_noise(self, wave: Tensor, draws: Sequence[Draw]) -> Tensor:
-        picked = [(row, noise) for row, draw in enumerate(draws) for noise in draw.noises]
-        if not picked:
-            return wave
-        noises = np.empty((len(picked), wave.shape[1]), dtype=np.float32)
-        for crop, (_, noise) in zip(noises, picked, strict=True):
-            path = self.noises[noise.category][noise.file]
-            crop[:] = read_noise(path, noise.offset, len(crop), self.sample_rate, self.resample)
-        return mix(
-            wave,
-            torch.from_numpy(noises).to(wave.device),
-            torch.tensor([row for row, _ in picked], device=wave.device),
-            torch.tensor([noise.snr_db for _, noise in picked], device=wave.device),
-        )
+        if len(draws) != len(wave):
+            raise ValueError(f"{len(draws)} draws do not fit a batch of {len(wave)} frames")
+        return self.gather(draws, wave.shape[1]).to(wave.device).apply(wave)
 
 
 def reverberate(wave: Tensor, rirs: Tensor) -> Tensor:
@@ -214,10 +284,16 @@ def reverberate(wave: Tensor, rirs: Tensor) -> Tensor:
 
     The direct path's delay stays in, and the level is what the response makes of it.
     """
-    length = wave.shape[1]
+    count, length = wave.shape
+    if count % 2:  # MKL transforms rows in pairs, and rounds the last of an odd number otherwise
+        wave, rirs = F.pad(wave, (0, 0, 0, 1)), F.pad(rirs, (0, 0, 0, 1))
     size = fft_size(length + rirs.shape[1] - 1)  # room for the full convolution: none wraps
-    spectrum = torch.fft.rfft(wave, size) * torch.fft.rfft(rirs, size)
-    return torch.fft.irfft(spectrum, size)[:, :length]
+    spectrum, responses = torch.fft.rfft(wave, size), torch.fft.rfft(rirs, size)
+    # In two parts, because each is then multiplied row by row. As a whole it would be one long row,
+    # whose last few values, after the last full vector of the processor, are rounded otherwise.
+    spectrum[:, :-1] *= responses[:, :-1]
+    spectrum[:, -1:] *= responses[:, -1:]
+    return torch.fft.irfft(spectrum, size)[:count, :length]
 
 
 def mix(wave: Tensor, noises: Tensor, rows: Tensor, snr_db: Tensor) -> Tensor:
@@ -231,7 +307,19 @@ def mix(wave: Tensor, noises: Tensor, rows: Tensor, snr_db: Tensor) -> Tensor:
 
 
 def _power_db(wave: Tensor) -> Tensor:
-    return 10 * torch.log10(wave.square().mean(dim=1) + _POWER_FLOOR)
+    mean_square = torch.linalg.vector_norm(wave, dim=1).square() / wave.shape[1]
+    return 10 * torch.log10(mean_square + _POWER_FLOOR)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As in a worker, so that sums are rounded alike where there are no workers."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @lru_cache
@@ -246,36 +334,3 @@ def fft_size(minimum: int) -> int:
         if rest == 1:
             return size
         size += 1
-
-
-def read_noise(
-    path: str, offset: float, length: int, sample_rate: int, resample: bool
-) -> np.ndarray:
-    """Crop of ``length`` samples at ``offset`` in [0, 1) of its possible starts, (length,).
-
-    A file shorter than that is repeated from its beginning.
-    """
-    with audio.AudioFile(path, sample_rate, resample) as file:
-        starts = max(file.length - length, 0) + 1
-        return file.read(int(offset * starts), length)
-
-
-@lru_cache(maxsize=_CACHED_RIRS)
-def read_rir(path: str, sample_rate: int, resample: bool) -> np.ndarray:
-    """The whole room impulse response, scaled to unit energy, (L,)."""
-    rir = audio.read(path, sample_rate, resample)
-    norm = np.linalg.norm(rir)
-    if norm == 0:
-        raise DataError(f"{path}: the impulse response is silent; remove the file")
-    return rir / norm
-
-
-def _list_files(folder: Path, pattern: str) -> list[str]:
-    """Sorted paths of the files that match ``pattern`` below ``folder``: the order of indices."""
-    names = sorted(glob.glob(pattern, root_dir=folder))
-    if not names:
-        raise DataError(
-            f"{folder}: no {pattern} found here, which augmentation needs; put noises or responses "
-            "there, or set `dataset.augmentation.enable: false`"
-        )
-    return [os.path.join(folder, name) for name in names]

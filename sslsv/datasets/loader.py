@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from sslsv.datasets.parcel import Parcel
 from sslsv.errors import UserError
 
 
@@ -21,7 +23,7 @@ class Loader:
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=batches,
-            collate_fn=_as_is,
+            collate_fn=_send,
             num_workers=num_workers,
             pin_memory=pin_memory and torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
@@ -41,5 +43,6 @@ class Loader:
             yield batch
 
 
-def _as_is(batch: Any) -> Any:
-    return batch
+def _send(batch: Any) -> Any:
+    in_a_worker = get_worker_info() is not None and hasattr(os, "memfd_create")
+    return Parcel(batch) if in_a_worker else batch

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from sslsv.encoders.frontend import log_mel
+from sslsv.encoders.frontend import SpecAugmentConfig, log_mel
 from sslsv.errors import ConfigError
 
 
@@ -24,6 +24,7 @@ class EncoderConfig:
     mel_win_length: int = 400  # samples of one analysis window
     mel_hop_length: int = 160  # samples from one frame to the next
     mel_sample_rate: int = 16000  # Hz
+    spec_augment: SpecAugmentConfig | None = None  # masks on log-mel features in training
 
     def __post_init__(self) -> None:
         for name in ("encoder_dim", "mel_n_mels", "mel_n_fft", "mel_win_length", "mel_hop_length"):
@@ -32,6 +33,12 @@ class EncoderConfig:
         if self.mel_win_length > self.mel_n_fft:
             raise ConfigError(
                 f"mel_win_length: {self.mel_win_length} is longer than mel_n_fft {self.mel_n_fft}"
+            )
+
+        if self.spec_augment and not self.extract_mel_features:
+            raise ConfigError(
+                "spec_augment: masks log-mel features, of which there are none where "
+                "extract_mel_features is false; remove one of the two"
             )
 
     @property

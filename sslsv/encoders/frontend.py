@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslsv.audio import torchaudio
+from sslsv.errors import ConfigError
 
 if TYPE_CHECKING:
     from sslsv.encoders.base import EncoderConfig
@@ -21,6 +23,54 @@ class LogInstanceNorm(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:  # (B, M, F)
         return F.instance_norm((mel + _LOG_FLOOR).log(), eps=1e-5)
+
+
+@dataclass(kw_only=True)
+class SpecAugmentConfig:
+    """Section ``encoder.spec_augment``: bands and stretches that training does not see."""
+
+    time_masks: int = 2
+    time_width: int = 10  # frames, the widest; a width is drawn evenly from 0
+    frequency_masks: int = 2
+    frequency_width: int = 6  # mel bands, the widest
+
+    def __post_init__(self) -> None:
+        for name in ("time_masks", "time_width", "frequency_masks", "frequency_width"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: must be 0 or more, got {getattr(self, name)}")
+
+
+class SpecAugment(nn.Module):
+    """Sets random bands and stretches of features to zero, their mean, in training
+    (arXiv 1904.08779, without time warping).
+
+    Drawn on the CPU from torch's own generator, whose state is in the checkpoint, as dropout is
+    there: a resumed training goes on with the masks that follow.
+    """
+
+    def __init__(self, config: SpecAugmentConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, features: Tensor) -> Tensor:  # (B, M, F)
+        if not self.training:
+            return features
+        rows, bands, frames = features.shape
+        c = self.config
+        hidden = [
+            _masks(rows, bands, c.frequency_masks, c.frequency_width)[:, :, None],
+            _masks(rows, frames, c.time_masks, c.time_width)[:, None, :],
+        ]
+        across, along = (mask.to(features.device, non_blocking=True) for mask in hidden)
+        return features.masked_fill(across | along, 0.0)
+
+
+def _masks(rows: int, size: int, count: int, widest: int) -> Tensor:
+    """Union of ``count`` intervals of 0 to ``widest`` places for each row, (rows, size) bool."""
+    widths = torch.randint(min(widest, size) + 1, (rows, count, 1))
+    starts = (torch.rand(rows, count, 1) * (size - widths + 1)).long()
+    places = torch.arange(size)
+    return ((places >= starts) & (places < starts + widths)).any(dim=1)
 
 
 class FrontEnd(nn.Sequential):
@@ -43,4 +93,5 @@ def log_mel(config: EncoderConfig) -> FrontEnd:
         n_mels=config.mel_n_mels,
         window_fn=windows[config.mel_win_fn],
     )
-    return FrontEnd(mel, LogInstanceNorm())
+    masks = [SpecAugment(config.spec_augment)] if config.spec_augment else []
+    return FrontEnd(mel, LogInstanceNorm(), *masks)

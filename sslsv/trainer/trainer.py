@@ -16,13 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sslsv import distributed
 from sslsv.datasets.loader import Loader
-from sslsv.datasets.samplers import ShuffledBatches
+from sslsv.datasets.samplers import Batches
 from sslsv.datasets.views import Batch
 from sslsv.errors import CheckpointError, ConfigError, listing
 from sslsv.methods.base import Method, Progress
 from sslsv.trainer import checkpoint
 from sslsv.trainer.guard import CHECK_EVERY, FiniteGuard, NonFiniteLoss
 from sslsv.trainer.schedules import ScheduleName, learning_rate
+from sslsv.trainer.skipped import SkippedFiles
 from sslsv.trainer.tracking import Tracker, progress_bar, say
 
 Metrics = dict[str, float]
@@ -80,7 +81,7 @@ class TrainerConfig:
 
 
 # Keys that a resumed run may change: they alter where or how fast it runs, or how long.
-_FREE_KEYS = {"dataset.num_workers", "dataset.pin_memory", "dataset.base_path"}
+_FREE_KEYS = {f"dataset.{k}" for k in ("num_workers", "pin_memory", "base_path", "on_error")}
 _FIXED_SECTIONS = ("encoder.", "method.", "dataset.", "seed")
 _FIXED_KEYS = {"trainer.optimizer", "trainer.batch_size"}
 
@@ -97,7 +98,7 @@ class Trainer:
         config: TrainerConfig,
         method: Method,
         loader: Loader,
-        sampler: ShuffledBatches,
+        sampler: Batches,
         run_dir: Path,
         settings: dict[str, Any],
         device: torch.device,
@@ -115,6 +116,7 @@ class Trainer:
         self.guard = FiniteGuard(device)
         self.check_every = 1 if device.type == "cpu" else CHECK_EVERY  # there it costs nothing
         self.tracker = Tracker(run_dir)
+        self.skipped = SkippedFiles(run_dir)
         self.step = 0  # optimiser steps done
         self.epoch = 0  # epochs done
         self.best_metric: float | None = None
@@ -159,6 +161,7 @@ class Trainer:
         fetched = time.perf_counter()
         for done, batch in enumerate(self.loader, start=1):
             waited += time.perf_counter() - fetched
+            self.skipped.add(batch)
             for name, value in self.train_step(batch).items():
                 sums[name] = sums.get(name, 0.0) + value
             if self.step % self.check_every == 0:
@@ -179,11 +182,12 @@ class Trainer:
         }
         status = self._status(metrics["train/loss"], self.steps_per_epoch, started, waited)
         say(f"Epoch {self.epoch}/{self.config.epochs}: {status}")
+        self.skipped.report(self.name_row)
         return metrics | {"train/lr": self.learning_rate}
 
     def train_step(self, batch: Batch) -> dict[str, Tensor]:
         """Forward, backward, update; nothing in it waits for the device."""
-        rows, batch = batch.rows, batch.to(self.device)
+        rows, batch = batch.rows, batch.to(self.device).augmented()
         self._set_learning_rate()
         with torch.autocast(self.device.type, torch.bfloat16, self.config.mixed_precision):
             outputs = self.network(batch.views)

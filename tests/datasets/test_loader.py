@@ -1,6 +1,8 @@
 """Batches from worker processes: the same as without them, and what workers meet is raised."""
 
+import copy
 import multiprocessing
+import shutil
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -88,10 +90,24 @@ def test_a_sample_is_the_same_however_it_is_read(
 ) -> None:
     found = samples(WAYS[way](dataset))
     assert found.keys() == expected.keys()
-    # Exact without augmentation; the size of a reverberation's FFT depends on the whole batch.
-    tolerance = 0.0 if dataset.augmentation is None else 1e-5
     for key, wave in expected.items():
-        torch.testing.assert_close(found[key], wave, rtol=0, atol=tolerance)
+        assert torch.equal(found[key], wave)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_on_the_device_is_that_of_the_worker(
+    dataset: SpeechDataset, expected: dict[tuple[int, int], torch.Tensor], workers: int
+) -> None:
+    later = copy.copy(dataset)
+    later.augment_later = True
+    batches = load(later, workers)
+    clean = samples(load(make_dataset(dataset.manifest.base_path)))
+    for key, wave in samples(batches).items():
+        assert torch.equal(wave, clean[key])
+    device = torch.device("cpu")
+    found = samples([batch.to(device).augmented() for batch in batches])
+    for key, wave in expected.items():
+        assert torch.equal(found[key], wave)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -175,22 +191,6 @@ def test_unusable_audio_is_one_sentence_in_the_main_process(
     assert "Traceback" not in text
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_unusable_noise_file_is_named_too(tmp_path: Path, corpus: Path, workers: int) -> None:
-    (tmp_path / "wav").symlink_to(corpus / "wav")
-    (tmp_path / "train.csv").symlink_to(corpus / "train.csv")
-    for category in ("noise", "music", "speech"):
-        path = tmp_path / "musan_split" / category / "made" / "bad.wav"
-        path.parent.mkdir(parents=True)
-        spoil_nan(path)
-    config = DatasetConfig(
-        base_path=tmp_path, augmentation=AugmentationConfig(strategy="noise"), frame_length=8000
-    )
-    dataset = SpeechDataset(read_manifest("train.csv", tmp_path), config, SEED)
-    with pytest.raises(DataError, match=r"/made/bad\.wav: there are NaN or infinite samples"):
-        list(Loader(dataset, [[Draw(0, 0)]], workers))
-
-
 def test_workers_end_with_the_error(tmp_path: Path) -> None:
     """Left to the garbage collector, it may close their queues first and then wait for them."""
     (tmp_path / "train.csv").write_text("File,Speaker\nbad.wav,a\n")
@@ -209,3 +209,28 @@ def test_the_loader_can_be_used_again_after_an_error(corpus: Path, tmp_path: Pat
         list(loader)
     audio.write(tmp_path / "bad.wav", np.full(4000, 0.1))
     assert [batch.rows.tolist() for batch in loader] == [[0], [1], [0]]
+
+
+# ---------------------------------------------------------------------------- on_error: skip
+
+
+@pytest.mark.parametrize("spoil", [spoil_nan, spoil_truncated, spoil_empty, Path.unlink])
+def test_unusable_audio_is_skipped_where_that_is_asked_for(
+    tmp_path: Path, corpus: Path, spoil: Callable[[Path], None]
+) -> None:
+    shutil.copytree(corpus / "wav", tmp_path / "wav")
+    shutil.copy(corpus / "train.csv", tmp_path)
+    rows = read_manifest("train.csv", tmp_path)
+    for bad in (3, 17):
+        spoil(tmp_path / rows.file(bad))
+    config = DatasetConfig(ssl=True, frame_length=2000, base_path=tmp_path, on_error="skip")
+    dataset = SpeechDataset(rows, config, SEED)
+    alone, workers = load(dataset), load(dataset, workers=2)
+    assert [len(batch.rows) for batch in alone] == [BATCH] * 4
+    for one, other in zip(alone, workers, strict=True):
+        assert torch.equal(one.rows, other.rows)
+        assert all(torch.equal(a, b) for a, b in zip(one.views, other.views, strict=True))
+        assert one.skipped == other.skipped
+    assert {skipped.row for batch in alone for skipped in batch.skipped} == {3, 17}
+    used = {row for batch in alone for row in batch.rows.tolist()}
+    assert set(range(ROWS)) - used == {3, 17}

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 
 from sslsv.encoders.base import EncoderConfig
-from sslsv.encoders.frontend import FrontEnd, log_mel
+from sslsv.encoders.frontend import FrontEnd, SpecAugmentConfig, log_mel
+from sslsv.errors import ConfigError
 
 RATE = 16000
 
@@ -106,3 +107,66 @@ def test_no_gradient_and_nothing_to_train():
     wave = torch.from_numpy(noise(4000)).requires_grad_()
     assert not frontend(wave).requires_grad
     assert not list(frontend.parameters())
+
+
+class TestSpecAugment:
+    WAVE = torch.from_numpy(noise(3 * RATE, rows=64))
+    SECTION = SpecAugmentConfig(time_masks=2, time_width=30, frequency_masks=1, frequency_width=8)
+
+    def hidden(self, frontend: FrontEnd) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which bands (B, M) and which frames (B, F) are hidden."""
+        features = frontend.train()(self.WAVE)
+        zero = features == 0
+        bands, frames = zero.all(dim=2), zero.all(dim=1)
+        assert torch.equal(zero, bands[:, :, None] | frames[:, None, :])
+        clean = frontend.eval()(self.WAVE)
+        assert torch.equal(features[~zero], clean[~zero])
+        return bands, frames
+
+    def test_off_by_default(self):
+        frontend = make_frontend()
+        assert torch.equal(frontend.train()(self.WAVE), frontend.eval()(self.WAVE))
+        assert len(frontend) == 2
+
+    def test_bands_and_stretches_are_hidden_in_training_only(self):
+        bands, frames = self.hidden(make_frontend(spec_augment=self.SECTION))
+        assert not (make_frontend(spec_augment=self.SECTION).eval()(self.WAVE) == 0).any()
+        widths = bands.sum(dim=1)
+        assert set(widths.tolist()) == set(range(9))
+        edges = bands.int().diff(dim=1).abs().sum(dim=1)
+        assert edges.max() <= 2  # one interval
+        assert frames.sum(dim=1).max() <= 60
+        assert frames.int().diff(dim=1).abs().sum(dim=1).max() <= 4
+        assert len({tuple(row.tolist()) for row in frames}) > 50
+
+    def test_positions_are_even(self):
+        counts = torch.zeros(40)
+        section = SpecAugmentConfig(time_masks=0, frequency_masks=1, frequency_width=1)
+        frontend = make_frontend(spec_augment=section)
+        for _ in range(40):
+            counts += self.hidden(frontend)[0].sum(dim=0)
+        expected = 64 * 40 / 2 / 40
+        assert ((counts - expected).abs() < 5 * expected**0.5).all()
+
+    def test_masks_follow_the_state_of_the_generator(self):
+        frontend = make_frontend(spec_augment=self.SECTION)
+        state = torch.get_rng_state()
+        first, second = self.hidden(frontend), self.hidden(frontend)
+        torch.set_rng_state(state)
+        again = self.hidden(frontend)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+        assert not torch.equal(first[1], second[1])
+
+    def test_wider_than_the_features(self):
+        section = SpecAugmentConfig(time_width=10**6, frequency_width=1000)
+        assert make_frontend(spec_augment=section).train()(self.WAVE).shape == (64, 40, 301)
+
+    def test_no_weights_are_added(self):
+        plain, masked = make_frontend(), make_frontend(spec_augment=self.SECTION)
+        assert plain.state_dict().keys() == masked.state_dict().keys()
+
+    def test_config_is_checked(self):
+        with pytest.raises(ConfigError, match="time_width: must be 0 or more, got -1"):
+            SpecAugmentConfig(time_width=-1)
+        with pytest.raises(ConfigError, match="spec_augment: masks log-mel features"):
+            EncoderConfig(type="any", extract_mel_features=False, spec_augment=self.SECTION)

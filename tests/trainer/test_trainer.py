@@ -12,6 +12,7 @@ import torch
 
 from sslsv import distributed, experiment
 from sslsv.config import load_config
+from sslsv.datasets.views import SpeechDataset
 from sslsv.errors import CheckpointError, ConfigError
 from sslsv.trainer import checkpoint
 from sslsv.trainer.trainer import Trainer, TrainerConfig
@@ -627,6 +628,18 @@ def test_simclr_resumed_is_simclr_straight(runs, straight):
     runs.train("parts", "trainer.stop_at_epoch=2")
     runs.train("parts", "dataset.num_workers=1")
     assert_same_training(straight, runs.folder / "parts")
+
+
+def test_augmentation_on_the_device_changes_nothing(runs, straight, monkeypatch):
+    """As on a GPU, where the workers only read; here the device is the CPU."""
+
+    def later(*arguments: Any, augment_later: bool) -> SpeechDataset:
+        assert not augment_later
+        return SpeechDataset(*arguments, augment_later=True)
+
+    monkeypatch.setattr(experiment, "SpeechDataset", later)
+    runs.train("later", "dataset.num_workers=1")
+    assert_same_training(straight, runs.folder / "later")
 
 
 def test_seed_decides_everything(runs, straight):

@@ -1,0 +1,79 @@
+"""Batches that cross from a worker to the main process in one block."""
+
+import multiprocessing
+import os
+import pickle
+from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import numpy as np
+import torch
+
+from sslsv.datasets.parcel import Parcel
+
+
+@dataclass
+class Content:
+    tensors: list[torch.Tensor]
+    array: np.ndarray
+    text: str
+
+
+def make_content() -> Content:
+    generator = torch.Generator().manual_seed(3)
+    tensors = [
+        torch.randn(7, 1001, generator=generator),
+        torch.arange(5),
+        torch.zeros(0, 30, dtype=torch.int16),
+        torch.tensor(2.5, dtype=torch.float64),
+        torch.arange(12).view(3, 4).T,  # not contiguous
+        torch.tensor([True, False]),
+    ]
+    return Content(tensors, np.arange(3, dtype=np.int8), "text")
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def send(connection: Any, count: int) -> None:
+    counts = []
+    for _ in range(count):
+        connection.send_bytes(ForkingPickler.dumps(Parcel(make_content())))
+        connection.recv()  # it has arrived
+        counts.append(descriptors())
+    connection.send(counts)
+
+
+def test_what_arrives_is_what_was_sent() -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    process = context.Process(target=send, args=(there, 3))
+    process.start()
+    expected = make_content()
+    before = descriptors()
+    contents = []
+    for _ in range(3):
+        contents.append(pickle.loads(here.recv_bytes()))
+        here.send("arrived")
+    kept_by_sender = here.recv()
+    process.join(60)
+    for content in contents:
+        assert isinstance(content, Content)
+        assert content.text == "text"
+        np.testing.assert_array_equal(content.array, expected.array)
+        for tensor, other in zip(content.tensors, expected.tensors, strict=True):
+            assert tensor.dtype == other.dtype
+            assert torch.equal(tensor, other)
+        content.tensors[0].mul_(2)  # it can be written to, and is nobody else's
+    assert torch.equal(contents[0].tensors[0], 2 * expected.tensors[0])
+    assert descriptors() <= before + 3  # a mapping keeps its file open
+    assert kept_by_sender[0] == kept_by_sender[-1]
+
+
+def test_content_without_tensors() -> None:
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    here.send(Parcel("a sentence"))
+    assert there.recv() == "a sentence"

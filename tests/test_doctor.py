@@ -1,0 +1,333 @@
+"""``sslsv doctor``: each fault that there can be is found, named and given a fix."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile as sf
+
+from sslsv import cli, doctor
+
+Spoil = Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    code: int
+    report: str
+    problems: list[str]
+    warnings: list[str]
+    error: str
+
+
+Diagnose = Callable[..., Diagnosis]
+
+
+@pytest.fixture
+def data(corpus: Path, tmp_path: Path, config_file: Path) -> Path:
+    """A copy of the corpus to spoil: six speakers are trained on, two are in the trials."""
+    folder = tmp_path / "data"
+    shutil.copytree(corpus, folder)
+    rows = (corpus / "train.csv").read_text().splitlines()
+    (folder / "train.csv").write_text("\n".join(rows[:25]) + "\n")
+    test = [row.split(",") for row in rows[25:]]
+    trials = [f"{int(a[1] == b[1])} {a[0]} {b[0]}" for a in test for b in test if a < b]
+    (folder / "trials").write_text("\n".join(trials) + "\n")
+    config_file.write_text(config_file.read_text().replace(str(corpus), str(folder)))
+    return folder
+
+
+@pytest.fixture
+def diagnose(data: Path, config_file: Path, capsys: pytest.CaptureFixture[str]) -> Diagnose:
+    """``diagnose("--full", "a=b")`` is ``sslsv doctor CONFIG --full a=b``."""
+
+    def diagnose(*arguments: str) -> Diagnosis:
+        before = sorted(config_file.parent.rglob("*"))
+        code = cli.main(["doctor", str(config_file), *arguments])
+        report, error = capsys.readouterr()
+        assert sorted(config_file.parent.rglob("*")) == before
+        report = report.replace(f"{data}/", "")
+        problems = re.findall("^  PROBLEM: (.*)$", report, re.MULTILINE)
+        warnings = re.findall("^  warning: (.*)$", report, re.MULTILINE)
+        assert code == (2 if problems else 0)
+        assert len(problems + warnings) <= report.count("->") + len(problems)
+        if problems:
+            plural = "s" * (len(problems) > 1)
+            assert error.startswith(f"error: {len(problems)} problem{plural} would stop a run")
+            assert error.count("\n") == 1
+        return Diagnosis(code, report, problems, warnings, error)
+
+    return diagnose
+
+
+def test_all_is_well(diagnose: Diagnose, data: Path) -> None:
+    found = diagnose("dataset.augmentation.enable=true", "--full")
+    assert (found.problems, found.warnings, found.error) == ([], [], "")
+    assert "24 utterances of 6 labels (Speaker); a label has 4 / 4 / 4 " in found.report
+    assert "3 batches of 8 an epoch" in found.report
+    assert "28 trials, 12 of them targets, of 8 files" in found.report
+    assert "no speaker of it is trained on" in found.report
+    assert "simulated_rirs: 2 files, 0.00 hours, 16000 Hz" in found.report
+    assert "musan_split/music: 2 files" in found.report
+    assert "CPU cores" in found.report
+    assert found.report.endswith("Ready to train; 0 warnings.\n")
+
+
+def test_durations_are_those_of_the_files(diagnose: Diagnose, data: Path) -> None:
+    rows = (data / "train.csv").read_text().splitlines()[1:]
+    seconds = sorted(sf.info(data / row.split(",")[0]).duration for row in rows)
+    report = diagnose("dataset.frame_length=19200").report
+    median = (seconds[11] + seconds[12]) / 2
+    assert f"a file has {seconds[0]:.2f} / {median:.2f} / {seconds[-1]:.2f} s" in report
+    assert f"{sum(seconds) / 3600:.1f} hours" in report
+    below = sum(s < 1 for s in seconds)
+    assert re.search(rf"0 to 1 s +#+ +{below} \({below / 24:.1%}\)", report)
+    assert re.search(rf"1 to 2 s +#{{40}} +{24 - below} ", report)
+    short = sum(s < 1.2 for s in seconds)
+    assert f"{short} files are shorter than a crop of 1.2 s (dataset.frame_length)" in report
+
+
+def listed(data: Path) -> Path:
+    """The first file of the training list."""
+    return data / (data / "train.csv").read_text().splitlines()[1].split(",")[0]
+
+
+def in_trials(data: Path) -> Path:
+    return data / (data / "trials").read_text().split()[1]
+
+
+def remove(data: Path) -> None:
+    listed(data).unlink()
+
+
+def remove_tested(data: Path) -> None:
+    in_trials(data).unlink()
+
+
+def make_text(data: Path) -> None:
+    listed(data).write_text("no audio")
+
+
+def make_empty(data: Path) -> None:
+    sf.write(listed(data), np.zeros(0), 16000)
+
+
+def make_slow(data: Path) -> None:
+    sf.write(listed(data), np.zeros(9000), 8000)
+
+
+def lose_list(data: Path) -> None:
+    (data / "train.csv").unlink()
+
+
+def lose_column(data: Path) -> None:
+    (data / "train.csv").write_text("Path\na\n")
+
+
+def lose_trials(data: Path) -> None:
+    (data / "trials").unlink()
+
+
+def break_trials(data: Path) -> None:
+    (data / "trials").write_text("1 a\n")
+
+
+def lose_music(data: Path) -> None:
+    shutil.rmtree(data / "musan_split/music")
+
+
+def slow_noise(data: Path) -> None:
+    sf.write(data / "musan_split/noise/made/0.wav", np.zeros(9000), 8000)
+
+
+NOT_FOUND = r"1 of 24 files not found: wav/id00/s0/00000\.wav"
+UNUSABLE = r"1 of 24 files cannot be used: wav/id00/s0/00000\.wav: "
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (remove, NOT_FOUND),
+        (remove_tested, r"1 of 8 files not found: wav/id06/s0/00000\.wav"),
+        (make_text, UNUSABLE + "cannot be read as audio"),
+        (make_empty, UNUSABLE + "the audio is empty"),
+        (make_slow, r"1 of 24 files are at 8000 Hz: wav/id00/s0/00000\.wav"),
+        (lose_list, r"train\.csv: training list not found"),
+        (lose_column, r"train\.csv: no column 'File'"),
+        (lose_trials, "trials: file not found"),
+        (break_trials, "trials line 1: expected 3 fields"),
+        (lose_music, r"musan_split/music: 0 files \*/\*\.wav where at least 1 are needed"),
+        (slow_noise, r"1 of 2 files are at 8000 Hz: musan_split/noise/made/0\.wav"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_would_stop_a_run(diagnose: Diagnose, data: Path, spoil: Spoil, message: str) -> None:
+    spoil(data)
+    found = diagnose("dataset.augmentation.enable=true")
+    (problem,) = found.problems
+    assert re.match(message, problem)
+    assert "Machine" in found.report  # it goes on to the end
+
+
+@pytest.mark.parametrize("spoil", [remove, make_text, make_empty, make_slow])
+def test_what_is_skipped_is_a_warning(diagnose: Diagnose, data: Path, spoil: Spoil) -> None:
+    spoil(data)
+    found = diagnose("dataset.on_error=skip")
+    assert found.problems == []
+    assert "1 of 24 files" in found.warnings[0]
+
+
+def test_but_not_if_it_is_everything(diagnose: Diagnose, data: Path) -> None:
+    for speaker in range(6):
+        shutil.rmtree(data / f"wav/id{speaker:02d}")
+    (problem,) = diagnose("dataset.on_error=skip").problems
+    assert problem.startswith("24 of 24 files not found: ")
+    assert problem.endswith("(and 14 more)")
+
+
+def nan(path: Path) -> None:
+    sf.write(path, np.full(16000, np.nan), 16000, subtype="FLOAT")
+
+
+def truncated(path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-1, 1, 20000)
+    sf.write(path, noise, 16000, format="FLAC", subtype="PCM_16")
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+@pytest.mark.parametrize("spoil", [nan, truncated])
+def test_only_decoding_finds_what_a_header_hides(
+    diagnose: Diagnose, data: Path, spoil: Spoil
+) -> None:
+    spoil(listed(data))
+    assert diagnose().problems == []
+    (problem,) = diagnose("--full").problems
+    assert re.match(UNUSABLE, problem)
+
+
+def test_other_rates_and_channels_that_are_converted(diagnose: Diagnose, data: Path) -> None:
+    sf.write(listed(data), np.zeros((40000, 2)), 8000)
+    found = diagnose("dataset.resample=true", "--full")
+    assert found.problems == []
+    assert "1 of 24 files are at 8000 Hz: " in found.report
+    assert "1 files have several channels, which are averaged" in found.report
+    assert "/ 5.00 s (shortest / median / longest)" in found.report
+
+
+def test_a_file_listed_twice(diagnose: Diagnose, data: Path) -> None:
+    path = data / "train.csv"
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([*rows, rows[3], rows[3]]) + "\n")
+    (warning,) = diagnose().warnings
+    assert warning.startswith("1 files are listed more than once: line 4: wav/id00/")
+
+
+def test_a_trial_twice_and_a_file_against_itself(diagnose: Diagnose, data: Path) -> None:
+    path = data / "trials"
+    trials = path.read_text().splitlines()
+    a, b = trials[2].split()[1:]
+    path.write_text("\n".join([*trials, trials[2], f"0 {a} {b}", f"1 {a} {a}"]) + "\n")
+    twice, itself = diagnose().warnings
+    assert twice == (
+        "1 trials stand there more than once: line 3; 1 of them as target and as non-target"
+    )
+    assert itself == "1 trials compare a file with itself"
+
+
+def test_files_and_speakers_in_both(diagnose: Diagnose, data: Path) -> None:
+    rows = (data / "train.csv").read_text().splitlines()
+    file = (data / "trials").read_text().split()[1]
+    (data / "train.csv").write_text("\n".join([*rows, f"{file},id06"]) + "\n")
+    files, speakers = diagnose().warnings
+    assert files == f"1 of 8 files are trained on as well: {file}"
+    assert speakers == "1 speakers of this list are trained on as well: id06"
+
+
+def test_speakers_that_no_folder_names(diagnose: Diagnose, data: Path) -> None:
+    path = data / "train.csv"
+    path.write_text(path.read_text().replace(",id", ",speaker"))
+    found = diagnose()
+    assert found.warnings == []
+    assert "no speaker of it is seen in training, but only 0 of 6 labels are names" in found.report
+
+
+def test_labels_with_one_utterance_are_counted(diagnose: Diagnose, data: Path) -> None:
+    rows = (data / "train.csv").read_text().splitlines()
+    (data / "train.csv").write_text("\n".join(rows[:14]) + "\n")
+    report = diagnose().report
+    assert "13 utterances of 4 labels (Speaker); a label has 1 / 4 / 4 " in report
+    assert "1 labels have one" in report
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("trainer.batch_size=32", "trainer.batch_size: 32 is more than the 24 rows"),
+        (
+            "dataset.sampler={prevent_class_collisions: true}",
+            "dataset.sampler.prevent_class_collisions: a batch of 8 needs as many labels",
+        ),
+    ],
+)
+def test_batches_that_cannot_be_made(diagnose: Diagnose, setting: str, message: str) -> None:
+    (problem,) = diagnose(setting).problems
+    assert problem.startswith(message)
+
+
+def test_a_full_disk(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> None:
+    Usage = namedtuple("Usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(9, 8, 10**6))
+    (problem,) = diagnose("trainer.epochs=1000").problems
+    assert problem.startswith("0.00 GB free for ")
+
+
+def test_checkpoints_are_as_large_as_said(
+    config_file: Path, data: Path, diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sslsv.config import load_config
+
+    expected = doctor._checkpoint_bytes(load_config(config_file))
+    assert cli.main(["train", str(config_file)]) == 0
+    folder = config_file.parent / "checkpoints"
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    largest = sum(sizes.values()) + sizes["model_latest.pt"]  # while it is replaced
+    best = sizes["model_epoch-1.pt"]
+    assert expected == pytest.approx(largest + best, rel=0.15)  # file headers are not counted
+    assert doctor._checkpoint_bytes(load_config(config_file)) < expected
+
+
+def test_too_many_workers(diagnose: Diagnose) -> None:
+    (warning,) = diagnose(f"dataset.num_workers={(os.cpu_count() or 1) + 1}").warnings
+    assert warning.startswith("dataset.num_workers: ")
+
+
+def test_a_wrong_configuration_is_one_sentence(
+    config_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["doctor", str(config_file), "trainer.epoch=3"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: trainer.epoch: unknown key; did you mean 'epochs'?")
+
+
+def test_processes_find_the_same(
+    diagnose: Diagnose, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove(data)
+    nan(data / "wav/id03/s1/00001.wav")
+    alone = diagnose("--full")
+    monkeypatch.setattr(doctor, "_CHUNK", 5)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    together = diagnose("--full")
+    assert together.problems == alone.problems
+    assert len(alone.problems) == 2
+    # Up to the machine, whose disk others fill meanwhile.
+    assert together.report.partition("\nMachine")[0] == alone.report.partition("\nMachine")[0]
