@@ -236,6 +236,19 @@ def test_a_read_only_folder_has_its_bank_in_the_cache(
     assert len(decoded) == 4
 
 
+def test_a_folder_without_write_permission_stays_as_it_is(
+    base: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    base.chmod(0o555)  # root could write all the same
+    try:
+        bank = open_sounds(base)
+    finally:
+        base.chmod(0o755)
+    assert tmp_path / "cache" in bank.path.parents
+    assert not (base / ".sslsv").exists()
+
+
 def test_two_folders_do_not_share_a_place_in_the_cache(base: Path, read_only: Path) -> None:
     shutil.copytree(base, base.parent / "other")
     places = {bank_module._cache(base), bank_module._cache(base.parent / "other")}
