@@ -117,12 +117,34 @@ def _doctor(arguments: argparse.Namespace) -> None:
     examine(load_config(arguments.config, arguments.overrides), arguments.full)
 
 
+def _add_average(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--count", type=int, default=10, help="how many epochs")
+    parser.add_argument("--limit_nb_epochs", type=int, help="use none after this epoch")
+
+
+def _average(arguments: argparse.Namespace) -> None:
+    from sslsv.config import load_config
+    from sslsv.trainer.averaging import average_epochs
+
+    config = load_config(arguments.config, arguments.overrides)
+    assert config.run_dir is not None
+    path = average_epochs(config.run_dir, arguments.count, arguments.limit_nb_epochs)
+    print(f"{path}: mean of {arguments.count} epochs; evaluate it with --model_suffix avg")
+
+
 COMMANDS = {
     "train": Command(
         "Train a model, or go on where the last run in its folder stopped.",
         "sslsv train models/demo/simclr/config.yml trainer.epochs=10",
         _add_config,
         _train,
+    ),
+    "average": Command(
+        "Average the weights of a run's last epochs.",
+        "sslsv average models/demo/simclr/config.yml --count 3",
+        _add_average,
+        _average,
     ),
     "evaluate": Command(
         "Run the test evaluations of a trained model.",

@@ -10,6 +10,7 @@ import pytest
 
 from sslsv.config import load_config
 from sslsv.experiment import evaluate, train
+from sslsv.trainer.averaging import average_epochs
 
 CONFIG = Path(__file__).resolve().parents[1] / "models" / "demo" / "simclr" / "config.yml"
 
@@ -40,6 +41,7 @@ def test_simclr_learns_from_an_hour_of_real_speech(real_data: Path, tmp_path: Pa
     overrides += ["evaluation.test.0.trials=[trials.txt]", f"run_dir={tmp_path / 'run'}"]
     config = load_config(CONFIG, overrides)
     train(config)
-    eer = eers(evaluate(config, baselines=True), "trials.txt")
+    average_epochs(tmp_path / "run", count=10)  # one epoch's weights are a point or two of noise
+    eer = eers(evaluate(config, "avg", baselines=True), "trials.txt")
     assert eer["trained"] <= 24
     assert eer["trained"] < eer["untrained"]
