@@ -68,7 +68,16 @@ class Config:
                 f"trainer.batch_size: {self.trainer.batch_size} does not divide over {world_size} "
                 f"processes; use a multiple of {world_size}"
             )
-        self.method.check(self.trainer.batch_size, self.encoder)
+        if self.method.needs_sequence != self.encoder.gives_sequence:
+            wanted, given = (
+                _OUTPUTS[self.method.needs_sequence],
+                _OUTPUTS[self.encoder.gives_sequence],
+            )
+            raise ConfigError(
+                f"method.type: '{self.method.type}' needs {wanted} but encoder.type "
+                f"'{self.encoder.type}' gives {given}; {_POOLING_HINTS[self.method.needs_sequence]}"
+            )
+        self.method.check(self.trainer.batch_size, self.encoder, self.dataset)
         shortest = self.encoder.min_samples
         lengths = {f"dataset.{name}": n for name, n in self.dataset.lengths().items()}
         for name in ("validation", "test"):
@@ -101,6 +110,11 @@ class Config:
             )
 
 
+_OUTPUTS = {True: "a sequence of frames", False: "one vector for each utterance"}
+_POOLING_HINTS = {
+    True: "set encoder.pooling: false, or choose simpleaudiocnn",
+    False: "set encoder.pooling: true, or choose an encoder that pools over time",
+}
 _SAMPLING_HINTS = {
     "single": "set dataset.ssl: false",
     "siamese": "set dataset.ssl: true and dataset.frame_sampling: default",

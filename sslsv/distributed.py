@@ -89,6 +89,18 @@ def reduce_sum(x: Tensor) -> Tensor:
     return x
 
 
+def reduce_mean(x: Tensor) -> Tensor:
+    """Mean over processes, in place."""
+    return reduce_sum(x).div_(world_size())
+
+
+def broadcast_(x: Tensor) -> Tensor:
+    """The main process's tensor on every process, in place."""
+    if world_size() > 1:
+        dist.broadcast(x, 0)
+    return x
+
+
 def broadcast(value: Any) -> Any:
     """The main process's ``value`` (any picklable object) on every process."""
     if world_size() == 1:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
+from sslsv.encoders import masking
 from sslsv.encoders.frontend import SpecAugmentConfig, log_mel
-from sslsv.errors import ConfigError
+from sslsv.errors import ConfigError, DataError
 
 
 @dataclass(kw_only=True)
@@ -25,6 +27,7 @@ class EncoderConfig:
     mel_hop_length: int = 160  # samples from one frame to the next
     mel_sample_rate: int = 16000  # Hz
     spec_augment: SpecAugmentConfig | None = None  # masks on log-mel features in training
+    compile: bool = False  # torch.compile: minutes at the start, then faster steps
 
     def __post_init__(self) -> None:
         for name in ("encoder_dim", "mel_n_mels", "mel_n_fft", "mel_win_length", "mel_hop_length"):
@@ -46,9 +49,16 @@ class EncoderConfig:
         """The shortest waveform that the encoder takes, in samples (one Fourier window)."""
         return self.mel_n_fft if self.extract_mel_features else 1
 
+    @property
+    def gives_sequence(self) -> bool:
+        """Whether the encoder does not pool over time."""
+        return False
+
 
 class Encoder(nn.Module):
     """``forward(wave (B, T)) -> (B, D)``, or ``(B, D, F)`` where pooling is off."""
+
+    ragged: ClassVar[bool] = True  # rows of different lengths may share a batch (masking.py)
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -58,3 +68,29 @@ class Encoder(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         raise NotImplementedError
+
+    def embed(self, wave: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """What ``forward`` gives for each waveform alone, for evaluation: (B, T) -> (B, D).
+
+        ``lengths`` counts the samples of each row where they differ. Raises DataError where a
+        waveform has another shape, is too short or is not finite.
+        """
+        self.check_wave(wave, lengths)
+        return masking.run(self.forward if lengths else self, wave, lengths, self.ragged)
+
+    def check_wave(self, wave: Tensor, lengths: Sequence[int] | None = None) -> None:
+        """Refuse what cannot be embedded. Waits for the device."""
+        if wave.ndim != 2 or not wave.numel():
+            raise DataError(
+                f"expected waveforms of shape (batch, samples), both at least 1, got "
+                f"{tuple(wave.shape)}"
+            )
+        shortest = min(lengths) if lengths else wave.shape[1]
+        if shortest < self.config.min_samples:
+            raise DataError(
+                f"a waveform of {shortest} samples is shorter than the encoder can take "
+                f"({self.config.min_samples})"
+            )
+        bad = (~wave.isfinite().all(dim=1)).nonzero().flatten().tolist()
+        if bad:
+            raise DataError(f"waveforms {bad} of the batch hold samples that are not finite")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslsv.audio import torchaudio
+from sslsv.encoders import masking
 from sslsv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ class LogInstanceNorm(nn.Module):
     """Natural log, then zero mean and unit variance over time for each band of each utterance."""
 
     def forward(self, mel: Tensor) -> Tensor:  # (B, M, F)
-        return F.instance_norm((mel + _LOG_FLOOR).log(), eps=1e-5)
+        log = (mel + _LOG_FLOOR).log()
+        if masking.filled(mel.shape[-1]) is None:
+            return F.instance_norm(log, eps=1e-5)
+        return (log - masking.mean(log, keepdim=True)) * (masking.var(log) + 1e-5).rsqrt()[
+            ..., None
+        ]
 
 
 @dataclass(kw_only=True)
@@ -79,7 +85,20 @@ class FrontEnd(nn.Sequential):
     @torch.no_grad()
     def forward(self, wave: Tensor) -> Tensor:
         with torch.autocast(wave.device.type, enabled=False):  # log and FFT need the precision
-            return super().forward(wave)
+            spectrogram, *rest = self
+            x = _spectrogram_of_each(spectrogram, wave)
+            for module in rest:
+                x = module(x)
+            return x
+
+
+def _spectrogram_of_each(spectrogram: Any, wave: Tensor) -> Tensor:
+    """``spectrogram(wave)``, whose windows reach over the end of a row by half their length."""
+    size, hop = wave.shape[-1], spectrogram.hop_length
+    if masking.filled(size) is None:
+        return spectrogram(wave)
+    masking.resize(size, 1 + size // hop, lambda n: 1 + n // hop)
+    return spectrogram(masking.reflect(wave, 0, spectrogram.n_fft // 2))[..., : 1 + size // hop]
 
 
 def log_mel(config: EncoderConfig) -> FrontEnd:

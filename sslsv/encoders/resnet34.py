@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sslsv.encoders import masking
 from sslsv.encoders.base import Encoder, EncoderConfig
 from sslsv.encoders.pooling import SelfAttentivePooling, StatisticsPooling
 from sslsv.errors import ConfigError
@@ -43,6 +44,10 @@ class ResNet34Config(EncoderConfig):
         if not self.pooling:
             self.pooling_mode = None
 
+    @property
+    def gives_sequence(self) -> bool:
+        return self.pooling_mode is None
+
 
 class SqueezeExcitation(nn.Module):
     """Channel gates from the mean of each channel (arXiv 1709.01507)."""
@@ -57,7 +62,7 @@ class SqueezeExcitation(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
-        return x * self.fc(x.mean(dim=(2, 3)))[:, :, None, None]
+        return x * self.fc(masking.mean(x, dim=(2, 3)))[:, :, None, None]
 
 
 class BasicBlock(nn.Module):
@@ -68,15 +73,16 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_channels: int, channels: int, stride: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.conv1 = masking.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = masking.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.se = SqueezeExcitation(channels)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or in_channels != channels:
             self.downsample = nn.Sequential(
-                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+                masking.Conv2d(in_channels, channels, 1, stride, bias=False),
+                nn.BatchNorm2d(channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +108,7 @@ class ResNet34(Encoder):
     def __init__(self, config: ResNet34Config):
         super().__init__(config)
         base = config.base_dim
-        self.conv = nn.Conv2d(1, base, 7, stride=(2, 1), padding=3, bias=False)
+        self.conv = masking.Conv2d(1, base, 7, stride=(2, 1), padding=3, bias=False)
         self.bn = nn.BatchNorm2d(base)
         channels = base
         for stage, (blocks, stride) in enumerate(zip(_BLOCKS, _STRIDES, strict=True)):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from sslsv.datasets.views import Batch
+from sslsv.datasets.views import Batch, DatasetConfig
 from sslsv.encoders.base import Encoder, EncoderConfig
 
 Sampling = Literal["single", "siamese", "multicrop"]
 Outputs = dict[str, Tensor]
+Metrics = Mapping[str, Tensor | float]
 
 
 @dataclass(kw_only=True)
@@ -20,11 +22,16 @@ class MethodConfig:
 
     type: str  # which method
 
-    def check(self, batch_size: int, encoder: EncoderConfig) -> None:
+    needs_sequence: ClassVar[bool] = False  # of an encoder without pooling, (B, D, F)
+
+    def check(self, batch_size: int, encoder: EncoderConfig, dataset: DatasetConfig) -> None:
         """Refuse sizes that do not fit together: ConfigError("section.field: what is wrong").
 
         ``batch_size`` counts utterances over all processes.
         """
+
+    def check_labels(self, count: int) -> None:
+        """Refuse a training list with this many different labels, likewise."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ class Method(nn.Module):
 
     A subclass states which sampling it needs (``views``) and which of its outputs are positives
     (``positives``), implements ``forward`` and ``loss``, and overrides hooks where it must.
-    It knows neither the trainer nor any other section of the configuration.
+    It knows neither the trainer nor any other section of the configuration. ``forward`` and
+    ``loss`` change no state (but running statistics of batch norm); ``on_step_end`` does.
     """
 
     views: ClassVar[Sampling]
@@ -57,17 +65,19 @@ class Method(nn.Module):
         """Views, each (N, T_v), -> named batch-first tensors (N, …).
 
         Must use every trainable parameter, so that wrappers such as DistributedDataParallel and
-        ``torch.compile`` see them all.
+        ``torch.compile`` see them all; what ``loss`` needs of them is an output. Each row depends
+        on its own utterance only (but for batch norm), so that DataParallel may split a batch.
         """
         raise NotImplementedError
 
-    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of this process's rows and metrics to log, all scalars left on the device."""
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+        """Mean loss of this process's rows and metrics to log: ``train/loss`` and others, device
+        scalars without gradient or numbers that the host knows anyway."""
         raise NotImplementedError
 
-    def embed(self, wave: Tensor) -> Tensor:
-        """The representation to evaluate: (B, T) -> (B, D)."""
-        return self.encoder(wave)
+    def embed(self, wave: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        """The representation to evaluate: (B, T) -> (B, D); see ``Encoder.embed``."""
+        return self.encoder.embed(wave, lengths)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups. A group with ``fixed_lr: True`` keeps the initial learning rate."""
@@ -79,6 +89,12 @@ class Method(nn.Module):
     def on_epoch_start(self, progress: Progress) -> None:
         """Before each epoch."""
 
-    def on_step_end(self, progress: Progress, frozen: Tensor) -> None:
-        """After each optimiser step. ``frozen`` is a device scalar, 1.0 once a loss was not
-        finite: whatever is updated here must then stay as it is, without asking the host."""
+    def on_step_start(self, progress: Progress) -> None:
+        """Before each step: where what follows a schedule is set."""
+
+    def on_step_end(
+        self, outputs: Outputs, batch: Batch, progress: Progress, frozen: Tensor
+    ) -> None:
+        """After each optimiser step, which ``progress`` counts as done: where teachers and queues
+        are updated from what ``forward`` gave. ``frozen`` is a device scalar, 1.0 once a loss was
+        not finite: whatever is updated here must then stay as it is, without asking the host."""

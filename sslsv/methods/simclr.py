@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslsv import distributed
-from sslsv.datasets.views import Batch
+from sslsv.datasets.views import Batch, DatasetConfig
 from sslsv.encoders.base import Encoder, EncoderConfig
 from sslsv.errors import ConfigError
-from sslsv.methods.base import Method, MethodConfig, Outputs
+from sslsv.methods.base import Method, MethodConfig, Metrics, Outputs
 from sslsv.methods.heads import projector
 from sslsv.registry import register_method
 
@@ -30,7 +30,7 @@ class SimCLRConfig(MethodConfig):
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: must be positive, got {getattr(self, name)}")
 
-    def check(self, batch_size: int, encoder: EncoderConfig) -> None:
+    def check(self, batch_size: int, encoder: EncoderConfig, dataset: DatasetConfig) -> None:
         if batch_size < 2:
             raise ConfigError("trainer.batch_size: 1 leaves simclr no negatives; use 2 or more")
 
@@ -76,6 +76,6 @@ class SimCLR(Method):
         z1, z2 = self.projector(self.encoder(torch.cat(views))).chunk(2)
         return {"z1": z1, "z2": z2}  # (N, D) each
 
-    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
         loss = nt_xent(outputs["z1"], outputs["z2"], self.config.temperature)
         return loss, {"train/loss": loss.detach()}

@@ -20,6 +20,7 @@ from sslsv.datasets.samplers import Batches
 from sslsv.datasets.views import Batch
 from sslsv.errors import CheckpointError, ConfigError, listing
 from sslsv.methods.base import Method, Progress
+from sslsv.methods.base import Metrics as StepMetrics
 from sslsv.trainer import checkpoint
 from sslsv.trainer.guard import CHECK_EVERY, FiniteGuard, NonFiniteLoss
 from sslsv.trainer.schedules import ScheduleName, learning_rate
@@ -155,7 +156,7 @@ class Trainer:
         self.sampler.set_epoch(self.epoch)
         self.method.train()
         self.method.on_epoch_start(self.progress)
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, Tensor | float] = {}
         started, waited, loss = time.perf_counter(), 0.0, math.nan
         bar = progress_bar(self.steps_per_epoch, f"Epoch {self.epoch + 1}/{self.config.epochs}")
         fetched = time.perf_counter()
@@ -174,10 +175,10 @@ class Trainer:
             fetched = time.perf_counter()
         bar.close()
         self._stop_if_not_finite()
+        self._synchronise_statistics()
         self.epoch += 1
         metrics = {
-            name: float(distributed.reduce_sum(total.double() / self.steps_per_epoch))
-            / distributed.world_size()
+            name: float(distributed.reduce_mean(self._as_double(total) / self.steps_per_epoch))
             for name, total in sums.items()
         }
         status = self._status(metrics["train/loss"], self.steps_per_epoch, started, waited)
@@ -185,10 +186,14 @@ class Trainer:
         self.skipped.report(self.name_row)
         return metrics | {"train/lr": self.learning_rate}
 
-    def train_step(self, batch: Batch) -> dict[str, Tensor]:
+    def _as_double(self, value: Tensor | float) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64, device=self.device)
+
+    def train_step(self, batch: Batch) -> StepMetrics:
         """Forward, backward, update; nothing in it waits for the device."""
         rows, batch = batch.rows, batch.to(self.device).augmented()
         self._set_learning_rate()
+        self.method.on_step_start(self.progress)
         with torch.autocast(self.device.type, torch.bfloat16, self.config.mixed_precision):
             outputs = self.network(batch.views)
         if self.config.mixed_precision:
@@ -200,7 +205,8 @@ class Trainer:
         self.optimizer.found_inf = self.guard.frozen  # type: ignore[attr-defined]
         self.optimizer.step()
         self.step += 1
-        self.method.on_step_end(self.progress, self.guard.frozen)
+        detached = {name: x.detach() for name, x in outputs.items()}
+        self.method.on_step_end(detached, batch, self.progress, self.guard.frozen)
         return metrics
 
     # ------------------------------------------------------------------------ its parts
@@ -242,7 +248,16 @@ class Trainer:
             return method
         if self.device.type == "cuda" and self.config.ddp_sync_batchnorm:
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
-        return DistributedDataParallel(method)
+        # Statistics of batch norm are made equal once an epoch, in _synchronise_statistics; queues
+        # and the like are equal anyway, or are meant to differ.
+        return DistributedDataParallel(method, broadcast_buffers=False)
+
+    def _synchronise_statistics(self) -> None:
+        """Running statistics of batch norm become those of the main process, which saves them."""
+        for module in self.method.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for buffer in module.buffers():
+                    distributed.broadcast_(buffer)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         c = self.config

@@ -86,7 +86,8 @@ def test_optimiser_groups_hold_every_trainable_parameter_once(method):
 def test_hooks_take_the_progress(method):
     method.on_train_start(Progress(0, 10, 0, 2))
     method.on_epoch_start(Progress(0, 10, 0, 2))
-    method.on_step_end(Progress(1, 10, 0, 2), torch.zeros(()))
+    method.on_step_start(Progress(0, 10, 0, 2))
+    method.on_step_end({}, None, Progress(1, 10, 0, 2), torch.zeros(()))
 
 
 def test_the_encoder_keeps_its_names(method):

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from sslsv.datasets.loader import Loader
 from sslsv.datasets.samplers import Draw, ShuffledBatches
 from sslsv.datasets.views import Batch
-from sslsv.methods.base import Method, MethodConfig, Outputs, Progress
+from sslsv.methods.base import Method, MethodConfig, Metrics, Outputs, Progress
 from sslsv.trainer.trainer import Trainer, TrainerConfig
 
 ROWS, INPUTS, HIDDEN, BATCH = 12, 5, 3, 4
@@ -45,12 +45,14 @@ class TwoLayers(Method):
     def forward(self, views: list[Tensor]) -> Outputs:
         return {"y": self.head(self.encoder(views[0])).squeeze(1)}
 
-    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
         self.batches.append(batch.rows.tolist())
         loss = (outputs["y"] - batch.labels / ROWS).square().mean()
         return loss, {"train/loss": loss.detach(), "train/rows": batch.rows.float().mean()}
 
-    def on_step_end(self, progress: Progress, frozen: Tensor) -> None:
+    def on_step_end(
+        self, outputs: Outputs, batch: Batch, progress: Progress, frozen: Tensor
+    ) -> None:
         self.frozen.append(frozen.item())
 
 
