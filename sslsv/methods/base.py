@@ -36,12 +36,13 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the training is; schedules are pure functions of it."""
+    """How far the training is; schedules and a method's own draws are pure functions of it."""
 
     step: int  # optimiser steps done
     steps: int  # optimiser steps in all
     epoch: int  # epochs done
     epochs: int  # epochs in all
+    seed: int = 0  # of the run
 
 
 class Method(nn.Module):
@@ -60,6 +61,7 @@ class Method(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = encoder
+        self.progress = Progress(0, 1, 0, 1)  # kept up by the trainer: of the step at hand
 
     def forward(self, views: list[Tensor]) -> Outputs:
         """Views, each (N, T_v), -> named batch-first tensors (N, …).
@@ -83,18 +85,13 @@ class Method(nn.Module):
         """Optimiser groups. A group with ``fixed_lr: True`` keeps the initial learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
-    def on_train_start(self, progress: Progress) -> None:
+    def on_train_start(self) -> None:
         """Before the first epoch of a run or of a resumed run."""
 
-    def on_epoch_start(self, progress: Progress) -> None:
+    def on_epoch_start(self) -> None:
         """Before each epoch."""
 
-    def on_step_start(self, progress: Progress) -> None:
-        """Before each step: where what follows a schedule is set."""
-
-    def on_step_end(
-        self, outputs: Outputs, batch: Batch, progress: Progress, frozen: Tensor
-    ) -> None:
-        """After each optimiser step, which ``progress`` counts as done: where teachers and queues
-        are updated from what ``forward`` gave. ``frozen`` is a device scalar, 1.0 once a loss was
-        not finite: whatever is updated here must then stay as it is, without asking the host."""
+    def on_step_end(self, outputs: Outputs, batch: Batch, frozen: Tensor) -> None:
+        """After each optimiser step: where teachers and queues are updated from what ``forward``
+        gave. ``frozen`` is a device scalar, 1.0 once a loss was not finite: whatever is updated
+        here must then stay as it is, without asking the host."""

@@ -138,7 +138,8 @@ class Trainer:
         if self._out_of_patience():
             return
         with self.tracker.running(self.epoch, self.step):
-            self.method.on_train_start(self.progress)
+            self.method.progress = self.progress
+            self.method.on_train_start()
             while self.epoch < last:
                 metrics = self.train_epoch()
                 found = self.validate() if self.validate else {}
@@ -155,7 +156,8 @@ class Trainer:
         """One pass over the loader; returns the mean of each metric over steps and processes."""
         self.sampler.set_epoch(self.epoch)
         self.method.train()
-        self.method.on_epoch_start(self.progress)
+        self.method.progress = self.progress
+        self.method.on_epoch_start()
         sums: dict[str, Tensor | float] = {}
         started, waited, loss = time.perf_counter(), 0.0, math.nan
         bar = progress_bar(self.steps_per_epoch, f"Epoch {self.epoch + 1}/{self.config.epochs}")
@@ -193,7 +195,7 @@ class Trainer:
         """Forward, backward, update; nothing in it waits for the device."""
         rows, batch = batch.rows, batch.to(self.device).augmented()
         self._set_learning_rate()
-        self.method.on_step_start(self.progress)
+        self.method.progress = self.progress
         with torch.autocast(self.device.type, torch.bfloat16, self.config.mixed_precision):
             outputs = self.network(batch.views)
         if self.config.mixed_precision:
@@ -206,7 +208,7 @@ class Trainer:
         self.optimizer.step()
         self.step += 1
         detached = {name: x.detach() for name, x in outputs.items()}
-        self.method.on_step_end(detached, batch, self.progress, self.guard.frozen)
+        self.method.on_step_end(detached, batch, self.guard.frozen)
         return metrics
 
     # ------------------------------------------------------------------------ its parts
@@ -214,7 +216,8 @@ class Trainer:
     @property
     def progress(self) -> Progress:
         steps = self.steps_per_epoch * self.config.epochs
-        return Progress(self.step, steps, self.epoch, self.config.epochs)
+        seed = self.settings.get("seed", 0)
+        return Progress(self.step, steps, self.epoch, self.config.epochs, seed)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from sslsv.datasets.loader import Loader
 from sslsv.datasets.samplers import Draw, ShuffledBatches
 from sslsv.datasets.views import Batch
-from sslsv.methods.base import Method, MethodConfig, Metrics, Outputs, Progress
+from sslsv.methods.base import Method, MethodConfig, Metrics, Outputs
 from sslsv.trainer.trainer import Trainer, TrainerConfig
 
 ROWS, INPUTS, HIDDEN, BATCH = 12, 5, 3, 4
@@ -50,9 +50,7 @@ class TwoLayers(Method):
         loss = (outputs["y"] - batch.labels / ROWS).square().mean()
         return loss, {"train/loss": loss.detach(), "train/rows": batch.rows.float().mean()}
 
-    def on_step_end(
-        self, outputs: Outputs, batch: Batch, progress: Progress, frozen: Tensor
-    ) -> None:
+    def on_step_end(self, outputs: Outputs, batch: Batch, frozen: Tensor) -> None:
         self.frozen.append(frozen.item())
 
 
