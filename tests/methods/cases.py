@@ -37,6 +37,13 @@ class Tiny(Encoder):
         return x if self.sequence else masking.mean(x)
 
 
+def _words(value: Any) -> str:
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return ",".join(_words(part) for part in parts)
+    return str(value)
+
+
 @dataclass(frozen=True)
 class Case:
     """A method's type, the fields of its section, and what is special about it."""
@@ -46,9 +53,8 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What pytest shows."""
-        values = ",".join(f"{v}" for v in self.fields.values() if not isinstance(v, int | float))
-        return f"{self.type}[{values}]" if values else self.type
+        """Different for every case."""
+        return f"{self.type}-{_words(self.fields)}"
 
     @property
     def views(self) -> str:
