@@ -15,6 +15,7 @@ from sslsv.datasets.manifest import read_manifest
 from sslsv.datasets.preflight import preflight
 from sslsv.datasets.samplers import make_batches
 from sslsv.datasets.views import SpeechDataset
+from sslsv.encoders.base import Encoder
 from sslsv.errors import ConfigError
 from sslsv.evaluations.base import Embed, Result, Task, TaskConfig
 from sslsv.evaluations.baselines import mfcc_statistics
@@ -31,7 +32,12 @@ def build_method(config: Config) -> Method:
     """The untrained method that ``config`` describes; the same weights for the same seed."""
     torch.manual_seed(config.seed)
     encoder = ENCODERS.get(config.encoder.type).cls(config.encoder)
-    return METHODS.get(config.method.type).cls(config.method, encoder)
+    method = METHODS.get(config.method.type).cls(config.method, encoder)
+    if config.encoder.compile:
+        for module in method.modules():  # a momentum method has two
+            if isinstance(module, Encoder):
+                module.compile()
+    return method
 
 
 def build_trainer(config: Config) -> Trainer:
@@ -43,6 +49,7 @@ def build_trainer(config: Config) -> Trainer:
         dataset.train, dataset.base_path, dataset.label_key, dataset.max_samples
     )
     preflight(manifest, dataset)
+    config.method.check_labels(len(manifest.label_names))
     tasks = _build_tasks(config, config.evaluation.validation)
     sampler = make_batches(
         dataset.sampler,

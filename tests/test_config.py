@@ -74,6 +74,7 @@ PUBLISHED: dict[str, Any] = {
         "mel_hop_length": 160,
         "mel_sample_rate": 16000,
         "spec_augment": None,
+        "compile": False,
         "pooling": True,
         "pooling_mode": "sap",
         "base_dim": 16,
@@ -541,6 +542,13 @@ class TestSectionsThatContradict:
         assert refuse("", override) == (
             f"FILE line 4: method.type: 'simclr' needs siamese views but the dataset gives {given} "
             "ones; set dataset.ssl: true and dataset.frame_sampling: default"
+        )
+
+    def test_an_encoder_without_pooling_where_vectors_are_needed(self, refuse: Refuse) -> None:
+        assert refuse("", "encoder.pooling=false") == (
+            "FILE line 4: method.type: 'simclr' needs one vector for each utterance but "
+            "encoder.type 'resnet34' gives a sequence of frames; set encoder.pooling: true, or "
+            "choose an encoder that pools over time"
         )
 
     def test_batch_that_does_not_divide_over_processes(

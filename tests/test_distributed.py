@@ -51,7 +51,9 @@ def small_talk(rank: int) -> dict[str, Any]:
         "rank": (distributed.rank(), distributed.world_size(), distributed.is_main()),
         "sum": distributed.reduce_sum(torch.tensor(1.0 + rank)),
         "max": distributed.reduce_max(torch.tensor(1.0 + rank)),
+        "mean": distributed.reduce_mean(torch.tensor(1.0 + rank)),
         "broadcast": distributed.broadcast({"from": rank}),
+        "broadcast_": distributed.broadcast_(torch.tensor(1.0 + rank)),
         "objects": distributed.gather_objects({"from": rank}),
     }
 
@@ -162,7 +164,9 @@ def test_reductions_and_objects(found):
         talk = result["talk"]
         assert talk["rank"] == (rank, 2, rank == 0)
         assert (talk["sum"], talk["max"]) == (3.0, 2.0)
+        assert talk["mean"] == 1.5
         assert talk["broadcast"] == {"from": 0}
+        assert talk["broadcast_"] == 1
         assert talk["objects"] == [{"from": 0}, {"from": 1}]
 
 
@@ -171,6 +175,7 @@ def test_alone_everything_is_the_identity():
     assert distributed.gather(x) is x
     assert distributed.reduce_sum(x) is x
     assert distributed.reduce_max(x) is x
+    assert distributed.broadcast_(x) is x
     assert distributed.broadcast("a") == "a"
     assert distributed.gather_objects("a") == ["a"]
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
@@ -235,6 +240,7 @@ RECORDER = """\
 # Runs sslsv/bin/train.py and notes which rows each step saw.
 import json, os, runpy, sys
 from pathlib import Path
+from sslsv.trainer.tracking import Tracker
 from sslsv.trainer.trainer import Trainer
 
 steps, plain = [], Trainer.train_step
@@ -243,12 +249,25 @@ def train_step(self, batch):
     steps.append(batch.rows.tolist())
     return plain(self, batch)
 
-Trainer.train_step = train_step
+seen, log_epoch = [], Tracker.log_epoch
+
+def note_statistics(self, *args):
+    seen.append({n: b.double().sum().item() for n, b in trainers[0].method.named_buffers()})
+    log_epoch(self, *args)
+
+trainers, fit = [], Trainer.fit
+
+def note_trainer(self):
+    trainers.append(self)
+    fit(self)
+
+Trainer.train_step, Trainer.fit, Tracker.log_epoch = train_step, note_trainer, note_statistics
 folder = Path(sys.argv.pop(1))
 try:
     runpy.run_path(sys.argv.pop(1), run_name="__main__")
 finally:
     (folder / f"rows{os.environ['RANK']}.json").write_text(json.dumps(steps))
+    (folder / f"seen{os.environ['RANK']}.json").write_text(json.dumps(seen))
 """
 
 
@@ -266,6 +285,9 @@ def test_train_py_under_torchrun(config_file, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Epoch 2/2") == 1  # one process speaks
     assert "2 process(es)" in done.stdout
+    assert done.stdout.count("here batch norm sees the 4 rows of each process") == 1
+    first, second = (json.loads((tmp_path / f"seen{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second  # after an epoch, running statistics are those of the main process
 
     steps: list[list[int]] = []
     plain = Trainer.train_step

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 from torch import Tensor, nn
 
 from sslsv.encoders import masking
@@ -37,11 +38,26 @@ class EncoderConfig:
             raise ConfigError(
                 f"mel_win_length: {self.mel_win_length} is longer than mel_n_fft {self.mel_n_fft}"
             )
-
+        if self.extract_mel_features:
+            self._check_bands()
         if self.spec_augment and not self.extract_mel_features:
             raise ConfigError(
                 "spec_augment: masks log-mel features, of which there are none where "
                 "extract_mel_features is false; remove one of the two"
+            )
+
+    def _check_bands(self) -> None:
+        """A mel band narrower than the distance of two Fourier bins may hold none of them."""
+        edges = np.linspace(
+            0, 2595 * np.log10(1 + self.mel_sample_rate / 2 / 700), self.mel_n_mels + 2
+        )
+        edges = 700 * (10 ** (edges / 2595) - 1)  # Hz
+        bins = np.arange(self.mel_n_fft // 2 + 1) * self.mel_sample_rate / self.mel_n_fft
+        inside = (bins > edges[:-2, None]) & (bins < edges[2:, None])
+        if empty := int((~inside.any(axis=1)).sum()):
+            raise ConfigError(
+                f"mel_n_mels: {self.mel_n_mels} bands are too narrow for mel_n_fft "
+                f"{self.mel_n_fft}, {empty} of them are empty; use fewer bands"
             )
 
     @property

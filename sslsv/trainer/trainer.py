@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,6 +79,10 @@ class TrainerConfig:
             )
         if self.wandb_id is not None:
             raise ConfigError("wandb_id: logging to wandb is not available yet; remove the key")
+
+
+def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
 
 
 # Keys that a resumed run may change: they alter where or how fast it runs, or how long.
@@ -249,18 +253,22 @@ class Trainer:
     def _wrap(self, method: Method) -> nn.Module:
         if distributed.world_size() == 1:
             return method
-        if self.device.type == "cuda" and self.config.ddp_sync_batchnorm:
+        if self.config.ddp_sync_batchnorm and self.device.type == "cuda":
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        elif self.config.ddp_sync_batchnorm and any(_batch_norms(method)):
+            say(
+                "warning: trainer.ddp_sync_batchnorm needs GPUs; here batch norm sees the "
+                f"{self.config.batch_size // distributed.world_size()} rows of each process"
+            )
         # Statistics of batch norm are made equal once an epoch, in _synchronise_statistics; queues
         # and the like are equal anyway, or are meant to differ.
         return DistributedDataParallel(method, broadcast_buffers=False)
 
     def _synchronise_statistics(self) -> None:
         """Running statistics of batch norm become those of the main process, which saves them."""
-        for module in self.method.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                for buffer in module.buffers():
-                    distributed.broadcast_(buffer)
+        for module in _batch_norms(self.method):
+            for buffer in module.buffers():
+                distributed.broadcast_(buffer)
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         c = self.config

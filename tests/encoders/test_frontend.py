@@ -1,8 +1,12 @@
 """The log-mel front-end against its definition, in numpy and float64."""
 
+import warnings
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
+import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
@@ -170,3 +174,14 @@ class TestSpecAugment:
             SpecAugmentConfig(time_width=-1)
         with pytest.raises(ConfigError, match="spec_augment: masks log-mel features"):
             EncoderConfig(type="any", extract_mel_features=False, spec_augment=self.SECTION)
+
+
+@given(bands=st.integers(1, 200), size=st.sampled_from([400, 512, 1024]))
+def test_bands_that_would_be_empty_are_refused(bands, size):
+    edges = torchaudio.functional.melscale_fbanks
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there are empty ones
+        empty = not edges(size // 2 + 1, 0.0, 8000.0, bands, 16000).any(dim=0).all()
+    context = pytest.raises(ConfigError, match="mel_n_mels") if empty else nullcontext()
+    with context:
+        EncoderConfig(type="any", mel_n_mels=bands, mel_n_fft=size)

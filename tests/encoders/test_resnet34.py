@@ -197,6 +197,7 @@ def test_kaiming_initialisation_by_fan_out():
     [
         ({"base_dim": 4}, "base_dim: must be at least 8 .* got 4"),
         ({"mel_n_mels": 4}, "mel_n_mels: .* at least 8 bands, got 4"),
+        ({"mel_n_mels": 128}, "mel_n_mels: 128 bands are too narrow for mel_n_fft 512, . of them"),
         ({"extract_mel_features": False}, "extract_mel_features: resnet34 needs the mel"),
         ({"encoder_dim": 0}, "encoder_dim: must be at least 1, got 0"),
         ({"mel_win_length": 600}, "mel_win_length: 600 is longer than mel_n_fft 512"),
