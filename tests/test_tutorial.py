@@ -42,7 +42,7 @@ def run(command: list[str], folder: Path) -> str:
 
 
 def test_its_tests_pass(project: Path) -> None:
-    assert "2 passed" in run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"], project)
+    assert "3 passed" in run(["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"], project)
 
 
 def test_its_config_trains(project: Path, corpus: Path) -> None:

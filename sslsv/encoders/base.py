@@ -74,7 +74,8 @@ class EncoderConfig:
 class Encoder(nn.Module):
     """``forward(wave (B, T)) -> (B, D)``, or ``(B, D, F)`` where pooling is off."""
 
-    ragged: ClassVar[bool] = True  # rows of different lengths may share a batch (masking.py)
+    # Rows of different lengths may share a batch: what pads, or sums over time, is of masking.py.
+    ragged: ClassVar[bool] = False
 
     def __init__(self, config: EncoderConfig):
         super().__init__()

@@ -99,6 +99,7 @@ class ResNet34(Encoder):
     (B, T) -> (B, D); with ``pooling: false`` (B, D, F), F = frames / 4.
     """
 
+    ragged = True
     config: ResNet34Config
     block1: nn.Sequential
     block2: nn.Sequential

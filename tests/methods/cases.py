@@ -22,6 +22,8 @@ VIEWS = {"single": [SAMPLES], "siamese": [SAMPLES] * 2, "multicrop": [SAMPLES] *
 class Tiny(Encoder):
     """Two convolutions on the waveform; a mean over time unless ``sequence``."""
 
+    ragged = True
+
     def __init__(self, sequence: bool = False):
         super().__init__(EncoderConfig(type="tiny", encoder_dim=DIM, extract_mel_features=False))
         self.sequence = sequence
