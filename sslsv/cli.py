@@ -10,6 +10,7 @@ import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sslsv.errors import UserError
 
@@ -117,6 +118,30 @@ def _doctor(arguments: argparse.Namespace) -> None:
     examine(load_config(arguments.config, arguments.overrides), arguments.full)
 
 
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument(
+        "--format", required=True, metavar="FORMAT", help="onnx (a graph) or safetensors (weights)"
+    )
+    parser.add_argument(
+        "--model_suffix", default="latest", help="which checkpoint: latest, best, avg or epoch-N"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="PATH",
+        help="file to write; model_<suffix>.<format> in the run's folder where none is given",
+    )
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from sslsv.config import load_config
+    from sslsv.export import export
+
+    config = load_config(arguments.config, arguments.overrides)
+    export(config, arguments.format, arguments.model_suffix, arguments.output)
+
+
 def _add_average(parser: argparse.ArgumentParser) -> None:
     _add_config(parser)
     parser.add_argument("--count", type=int, default=10, help="how many epochs")
@@ -151,6 +176,12 @@ COMMANDS = {
         "sslsv evaluate models/demo/simclr/config.yml --baselines",
         _add_evaluate,
         _evaluate,
+    ),
+    "export": Command(
+        "Write a trained model as one file for other programs.",
+        "sslsv export models/demo/simclr/config.yml --format onnx",
+        _add_export,
+        _export,
     ),
     "doctor": Command(
         "Look for what would stop or spoil a training, and say how to mend it.",

@@ -94,6 +94,17 @@ def reduce_mean(x: Tensor) -> Tensor:
     return reduce_sum(x).div_(world_size())
 
 
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Mean over processes of a statistic of each one's rows, with gradients.
+
+    Where every process computes the same loss from it, DistributedDataParallel's average of
+    gradients is the gradient of that loss: each process's own is passed on as it is.
+    """
+    if world_size() == 1:
+        return x
+    return x - x.detach() + reduce_mean(x.detach().clone())
+
+
 def broadcast_(x: Tensor) -> Tensor:
     """The main process's tensor on every process, in place."""
     if world_size() > 1:

@@ -108,7 +108,7 @@ def evaluate(
     path = checkpoint.checkpoint_path(run_dir, suffix)
     state = checkpoint.load(path, device)
     method = build_method(config).to(device)
-    checkpoint.load_weights(method, state, path)
+    remarks = checkpoint.load_to_embed(method, state, path)
 
     systems: dict[str, Callable[[], Embed]] = {"trained": lambda: method.eval().embed}
     if baselines:
@@ -116,7 +116,7 @@ def evaluate(
         systems["mfcc"] = lambda: mfcc_statistics
     results = {}
     for name, embedder in systems.items():
-        say(f"Evaluating {path if name == 'trained' else name}")
+        say(f"Evaluating {'; '.join([str(path), *remarks]) if name == 'trained' else name}")
         results[name] = _run_tasks(tasks, embedder(), device)
     if distributed.is_main():
         about = {"checkpoint": path.name, "epoch": state.get("epoch")}

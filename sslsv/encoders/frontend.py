@@ -79,6 +79,29 @@ def _masks(rows: int, size: int, count: int, widest: int) -> Tensor:
     return ((places >= starts) & (places < starts + widths)).any(dim=1)
 
 
+class MelSpectrogram(nn.Module):
+    """torchaudio's ``MelSpectrogram`` for ``torch.compile``, at which the original's ``forward``
+    breaks the graph (it asks TorchScript for a type): (B, T) -> (B, M, 1 + T // hop)."""
+
+    def __init__(self, original: Any):
+        super().__init__()
+        self.n_fft: int = original.n_fft
+        self.hop_length: int = original.hop_length
+        self.spectrogram = original.spectrogram
+        self.mel_scale = original.mel_scale
+
+    def forward(self, wave: Tensor) -> Tensor:
+        spectrum = torch.stft(
+            wave,
+            self.n_fft,
+            self.hop_length,
+            self.spectrogram.win_length,
+            self.spectrogram.window,
+            return_complex=True,
+        )
+        return self.mel_scale(spectrum.abs().square())
+
+
 class FrontEnd(nn.Sequential):
     """(B, T) waveform -> (B, mel, 1 + T // hop)."""
 
@@ -113,4 +136,4 @@ def log_mel(config: EncoderConfig) -> FrontEnd:
         window_fn=windows[config.mel_win_fn],
     )
     masks = [SpecAugment(config.spec_augment)] if config.spec_augment else []
-    return FrontEnd(mel, LogInstanceNorm(), *masks)
+    return FrontEnd(MelSpectrogram(mel), LogInstanceNorm(), *masks)

@@ -47,7 +47,8 @@ def run(
     if together:
         _filled = {wave.shape[1]: torch.tensor(lengths, device=wave.device)}
         try:
-            return embed(wave)
+            # What is there now may grow to infinity, which no weight of 0 removes.
+            return embed(zero_beyond(wave))
         finally:
             _filled = None
     found: list[Tensor] = [wave.new_empty(0)] * len(wave)
@@ -69,10 +70,14 @@ def resize(before: int, after: int, rule: Callable[[Tensor], Tensor]) -> None:
         _filled[after] = rule(_filled[before])
 
 
+def _by_row(lengths: Tensor, x: Tensor) -> Tensor:
+    """(B,) in the shape in which it meets ``x`` (B, …)."""
+    return lengths.view(-1, *[1] * (x.ndim - 1))
+
+
 def _beyond(x: Tensor, lengths: Tensor) -> Tensor:
     """Marks what lies beyond the end of each row of ``x`` (B, …, F)."""
-    ends = lengths.view(-1, *[1] * (x.ndim - 1))
-    return torch.arange(x.shape[-1], device=x.device) >= ends
+    return torch.arange(x.shape[-1], device=x.device) >= _by_row(lengths, x)
 
 
 def zero_beyond(x: Tensor) -> Tensor:
@@ -86,8 +91,8 @@ def mean(x: Tensor, dim: int | tuple[int, ...] = -1, keepdim: bool = False) -> T
     lengths = filled(x.shape[-1])
     if lengths is None:
         return x.mean(dim=dim, keepdim=keepdim)
-    share = (lengths / x.shape[-1]).view(-1, *[1] * (x.ndim - 1))
-    return (zero_beyond(x) / share).mean(dim=dim, keepdim=keepdim)
+    means = zero_beyond(x).mean(dim=dim, keepdim=keepdim)
+    return means / (_by_row(lengths, means).to(means) / x.shape[-1])
 
 
 def var(x: Tensor, correction: int = 0) -> Tensor:
@@ -96,8 +101,8 @@ def var(x: Tensor, correction: int = 0) -> Tensor:
     if lengths is None:
         return x.var(dim=-1, correction=correction)
     squares = mean((x - mean(x, keepdim=True)).square())
-    lengths = lengths.view(-1, *[1] * (squares.ndim - 1))
-    return squares * (lengths / (lengths - correction))
+    counts = _by_row(lengths, squares).to(squares)
+    return squares * (counts / (counts - correction))
 
 
 def softmax(x: Tensor) -> Tensor:
@@ -113,7 +118,7 @@ def last(x: Tensor) -> Tensor:
     lengths = filled(x.shape[-1])
     if lengths is None:
         return x[..., -1]
-    place = (lengths - 1).view(-1, *[1] * (x.ndim - 1)).expand(*x.shape[:-1], 1)
+    place = _by_row(lengths - 1, x).expand(*x.shape[:-1], 1)
     return x.gather(-1, place).squeeze(-1)
 
 
@@ -122,13 +127,14 @@ def reflect(x: Tensor, before: int, after: int) -> Tensor:
 
     What follows the ``after`` frames of a row that ends earlier has no meaning.
     """
+    padded = F.pad(x, (before, after), mode="reflect")
     lengths = filled(x.shape[-1])
     if lengths is None:
-        return F.pad(x, (before, after), mode="reflect")
-    place = torch.arange(-before, x.shape[-1] + after, device=x.device).abs()
-    ends = lengths.view(-1, *[1] * (x.ndim - 1))
-    place = torch.where(place < ends, place, (2 * (ends - 1) - place).clamp(min=0))
-    return x.gather(-1, place.expand(*x.shape[:-1], -1))
+        return padded
+    ends = _by_row(lengths, x)
+    steps = torch.arange(after, device=x.device)
+    mirrored = x.gather(-1, (ends - 2 - steps).expand(*x.shape[:-1], -1))
+    return padded.scatter_(-1, (before + ends + steps).expand_as(mirrored), mirrored)
 
 
 class _Padded:
@@ -158,3 +164,25 @@ class Conv2d(_Padded, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if _filled is None else self._pad(x))
+
+
+class ReflectConv1d(nn.Module):
+    """Convolution that keeps the length by mirroring at both ends; ``dilation * (kernel_size - 1)``
+    must be even and less than twice the length."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+    ):
+        super().__init__()
+        self.reach = dilation * (kernel_size - 1) // 2  # to either side
+        self.conv = nn.Conv1d(
+            in_channels, out_channels, kernel_size, dilation=dilation, groups=groups
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(reflect(x, self.reach, self.reach) if self.reach else x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from sslsv.datasets.views import Batch, DatasetConfig
 from sslsv.encoders.base import Encoder, EncoderConfig
+from sslsv.errors import ConfigError
 
 Sampling = Literal["single", "siamese", "multicrop"]
 Outputs = dict[str, Tensor]
@@ -23,6 +25,12 @@ class MethodConfig:
     type: str  # which method
 
     needs_sequence: ClassVar[bool] = False  # of an encoder without pooling, (B, D, F)
+
+    def require_positive(self, *names: str) -> None:
+        """Refuse fields that are not finite and above 0."""
+        for name in names:
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: must be positive, got {getattr(self, name)}")
 
     def check(self, batch_size: int, encoder: EncoderConfig, dataset: DatasetConfig) -> None:
         """Refuse sizes that do not fit together: ConfigError("section.field: what is wrong").

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch import Tensor, nn
 
 from sslsv.errors import CheckpointError, listing
 from sslsv.files import atomic_write
+from sslsv.methods.base import Method
+from sslsv.trainer import reference
 
 
 def checkpoint_path(run_dir: Path, suffix: str) -> Path:
@@ -27,9 +31,11 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint. CheckpointError where it is missing, damaged or not a checkpoint."""
+    """Read a checkpoint, also one of the reference system. CheckpointError where it is missing,
+    damaged or not a checkpoint."""
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        with torch.serialization.safe_globals(reference.NUMPY_NUMBERS):
+            state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         there = sorted(p.stem.removeprefix("model_") for p in path.parent.glob("model_*.pt"))
         hint = f"there are: {', '.join(there)}" if there else "train first, or check the path"
@@ -45,12 +51,76 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: not a checkpoint of a training (no entry 'model' that holds tensors)"
         )
-    return state
+    return reference.converted(state) if reference.made(state) else state
 
 
 def load_weights(module: nn.Module, state: dict[str, Any], source: Path) -> None:
     """Load the entry ``model``; anything missing, left over or of another shape is refused."""
+    if misfits := _misfits(state["model"], module.state_dict()):
+        raise CheckpointError(
+            f"{source}: does not fit this configuration's encoder and method; {misfits}"
+        )
+    module.load_state_dict(state["model"])
+
+
+def load_to_embed(method: Method, state: dict[str, Any], source: Path) -> list[str]:
+    """Load ``state`` for evaluation: one of ours as a whole, of the reference's what is needed.
+
+    That is the encoder and what else ``method.embed`` uses: the file may be of another method.
+    Returns remarks on the rest; ``method`` may be left in evaluation mode.
+    """
+    if reference.made(state):
+        return load_encoder(method, state, source, reference.read_by_embed(method))
+    load_weights(method, state, source)
+    return []
+
+
+def load_encoder(
+    module: nn.Module, state: dict[str, Any], source: Path, needed: Collection[str] = ()
+) -> list[str]:
+    """Load what fits of the entry ``model``; the encoder and tensors ``needed`` must, exactly.
+
+    A teacher that the file lacks becomes a copy of its student, as where a training begins.
+    Returns remarks on what was not loaded or not used.
+    """
     saved, own = state["model"], module.state_dict()
+    must = {key: x for key, x in own.items() if key in needed or _owner(key) == "encoder"}
+    owners = {_owner(key) for key in must}
+    strange = {k for k in saved if k not in own and not k.startswith(reference.IDLE)}
+    given = {k: x for k, x in saved.items() if k in must or (k in strange and _owner(k) in owners)}
+    if misfits := _misfits(given, must) or _other_features(given, must):
+        subject = "what this method embeds with" if owners - {"encoder"} else "this encoder"
+        raise CheckpointError(
+            f"{source}: does not hold {subject}; {misfits}; take the sections encoder and method "
+            "from the config.yml of its training"
+        )
+    students = {key: key.replace("_momentum.", ".", 1) for key in own if key not in saved}
+    twins = {key: saved[student] for key, student in students.items() if student in saved}
+    fitting = {k: x for k, x in (saved | twins).items() if k in own and own[k].shape == x.shape}
+    module.load_state_dict(fitting, strict=False)
+
+    remarks = []
+    if left := [key for key in own if key not in fitting]:
+        remarks.append(f"not loaded: {listing(left, 3)}")
+    if copied := [key for key in twins if key in fitting]:
+        remarks.append(f"tensors copied from the student: {_counted(copied)}")
+    if unused := [key for key in saved if key not in own]:
+        remarks.append(f"tensors left out: {_counted(unused)}")
+    return remarks
+
+
+def _owner(key: str) -> str:
+    """The first part of a name: encoder, projector, …"""
+    return key.partition(".")[0]
+
+
+def _counted(keys: Iterable[str]) -> str:
+    """``projector (16), ssps (4)``: whose tensors, and how many."""
+    return ", ".join(f"{owner} ({n})" for owner, n in Counter(map(_owner, keys)).items())
+
+
+def _misfits(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """How names and shapes of ``saved`` differ from those of ``own``; nothing where they agree."""
     problems = []
     if missing := [key for key in own if key not in saved]:
         problems.append(f"it lacks {len(missing)} tensors: {listing(missing, 3)}")
@@ -62,27 +132,16 @@ def load_weights(module: nn.Module, state: dict[str, Any], source: Path) -> None
         if key in saved and saved[key].shape != own[key].shape
     ]
     if shapes:
-        problems.append(f"{len(shapes)} tensors differ in shape: {listing(shapes, 3)}")
-    if problems:
-        raise CheckpointError(
-            f"{source}: does not fit this configuration's encoder and method; "
-            + "; ".join(problems)
-        )
-    module.load_state_dict(saved)
+        problems.append(f"{len(shapes)} of its tensors differ in shape: {listing(shapes, 3)}")
+    return "; ".join(problems)
 
 
-def load_encoder(module: nn.Module, state: dict[str, Any], source: Path) -> str:
-    """Load what fits of the entry ``model``; every tensor of the encoder must.
+def _other_features(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Which constants of the front-end differ: another window or filters would go unnoticed."""
+    keys = [key for key in own if ".features_extractor." in key]
+    differ = [key for key in keys if not _close(saved[key], own[key])]
+    return f"its front-end is another one (encoder.mel_*): {listing(differ, 3)}" if differ else ""
 
-    Returns the names of the other tensors that stay as they were, for a message.
-    """
-    saved, own = state["model"], module.state_dict()
-    fitting = {k: v for k, v in saved.items() if k in own and own[k].shape == v.shape}
-    left = [key for key in own if key not in fitting]
-    if lost := [key for key in left if key.startswith("encoder.")]:
-        raise CheckpointError(
-            f"{source}: does not hold this encoder; {len(lost)} of its tensors are missing or of "
-            f"another shape: {listing(lost, 3)}"
-        )
-    module.load_state_dict(fitting, strict=False)
-    return listing(left, 3)
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    return torch.allclose(x.to(y), y, atol=1e-4)  # builds of torchaudio differ by 1e-7

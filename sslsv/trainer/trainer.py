@@ -21,9 +21,10 @@ from sslsv.datasets.views import Batch
 from sslsv.errors import CheckpointError, ConfigError, listing
 from sslsv.methods.base import Method, Progress
 from sslsv.methods.base import Metrics as StepMetrics
-from sslsv.trainer import checkpoint
+from sslsv.trainer import checkpoint, reference
 from sslsv.trainer.guard import CHECK_EVERY, FiniteGuard, NonFiniteLoss
 from sslsv.trainer.schedules import ScheduleName, learning_rate
+from sslsv.trainer.signals import collapse, embedding_signals
 from sslsv.trainer.skipped import SkippedFiles
 from sslsv.trainer.tracking import Tracker, progress_bar, say
 
@@ -190,7 +191,20 @@ class Trainer:
         status = self._status(metrics["train/loss"], self.steps_per_epoch, started, waited)
         say(f"Epoch {self.epoch}/{self.config.epochs}: {status}")
         self.skipped.report(self.name_row)
-        return metrics | {"train/lr": self.learning_rate}
+        signals = self._signals(batch)
+        if warning := collapse(signals):
+            say(f"  warning: {warning}")
+        return metrics | signals | {"train/lr": self.learning_rate}
+
+    @torch.no_grad()
+    def _signals(self, batch: Batch) -> Metrics:
+        """How spread out the embeddings of a batch are, over all processes."""
+        views = batch.to(self.device).augmented().views[:2]
+        self.method.eval()
+        embeddings = [distributed.gather(self.method.embed(view)) for view in views]
+        if len(embeddings[0]) < 2:
+            return {}
+        return {name: float(value) for name, value in embedding_signals(*embeddings).items()}
 
     def _as_double(self, value: Tensor | float) -> Tensor:
         return torch.as_tensor(value, dtype=torch.float64, device=self.device)
@@ -366,20 +380,47 @@ class Trainer:
         latest = checkpoint.checkpoint_path(self.run_dir, "latest")
         if latest.exists():
             state = checkpoint.load(latest, self.device)
-            self._refuse_changed_settings(json.loads(state.get("config", "{}")), latest)
+            if reference.made(state):
+                self._go_on_from(state, latest)
+                return
+            self._refuse_changed_settings(json.loads(state["config"]), latest)
             self.load_state_dict(state, latest)
             say(f"{self.run_dir}: going on after epoch {self.epoch} of {self.config.epochs}")
         elif self.config.last_checkpoint:
             path = self.config.last_checkpoint
-            self.load_state_dict(checkpoint.load(path, self.device), path)
-            # Another run's steps and best value need not be comparable with this one's.
-            self.step = self.epoch * self.steps_per_epoch
-            self.best_metric, self.stale_epochs = None, 0
-            say(f"{self.run_dir}: going on from {path} after epoch {self.epoch}")
+            self._go_on_from(checkpoint.load(path, self.device), path)
         elif self.config.init_weights:
             path = self.config.init_weights
-            left = checkpoint.load_encoder(self.method, checkpoint.load(path, self.device), path)
-            say(f"{self.run_dir}: weights from {path}" + (f"; not loaded: {left}" if left else ""))
+            remarks = checkpoint.load_encoder(self.method, checkpoint.load(path, self.device), path)
+            say("; ".join([f"{self.run_dir}: weights from {path}", *remarks]))
+
+    def _go_on_from(self, state: dict[str, Any], source: Path) -> None:
+        """Go on with the epoch after ``state``, of another run or of the reference system."""
+        remarks: list[str] = []
+        if reference.made(state):
+            remarks = self._load_reference(state, source)
+        else:
+            self.load_state_dict(state, source)
+        # Another run's steps and best value need not be comparable with this one's.
+        self.step = self.epoch * self.steps_per_epoch
+        self.best_metric, self.stale_epochs = None, 0
+        where = f"{self.run_dir}: going on from {source} after epoch {self.epoch}"
+        say("; ".join([where, *remarks]))
+
+    def _load_reference(self, state: dict[str, Any], source: Path) -> list[str]:
+        """Epoch, weights and, where it fits, the optimiser's state; returns remarks."""
+        if "epoch" not in state:
+            raise CheckpointError(
+                f"{source}: holds weights but not the epoch that they are of; give it as "
+                "trainer.init_weights to start from its weights"
+            )
+        remarks = checkpoint.load_encoder(self.method, state, source)
+        self.epoch = state["epoch"]
+        moments = reference.optimizer_state(state, self.method, self.optimizer)
+        if moments is None:
+            return [*remarks, "its optimizer's state does not fit this one, which starts anew"]
+        self._load_optimizer(moments)
+        return [*remarks, "with its optimizer's state"]
 
     def _refuse_changed_settings(self, saved: dict[str, Any], source: Path) -> None:
         from sslsv.config import differences

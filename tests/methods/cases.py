@@ -103,7 +103,7 @@ CASES = [
     Case("wmse", {**PROJECTOR, "projector_output_dim": 3, "whitening_size": 4}),
     Case("barlow_twins", PROJECTOR),
     Case("vicreg", PROJECTOR),
-    Case("vibcreg", {**PROJECTOR, "projector_output_dim": 64}),
+    Case("vibcreg", {**PROJECTOR, "projector_output_dim": 128}),
     Case("byol", {**PROJECTOR, "predictor_hidden_dim": 12}),
     Case("simsiam", {**PROJECTOR, "pred_hidden_dim": 6}),
     Case(

@@ -73,8 +73,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        error = (found[name] - tensor).double().norm() / tensor.double().norm().clamp(min=1e-9)
-        assert error < 1e-6, name
+        error, size = (found[name] - tensor).double().norm(), tensor.double().norm()
+        assert error <= 1e-6 * size + 1e-12, name  # some gradients are 0 but for rounding
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

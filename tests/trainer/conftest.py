@@ -45,6 +45,9 @@ class TwoLayers(Method):
     def forward(self, views: list[Tensor]) -> Outputs:
         return {"y": self.head(self.encoder(views[0])).squeeze(1)}
 
+    def embed(self, wave: Tensor, lengths: Any = None) -> Tensor:
+        return self.encoder(wave)
+
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
         self.batches.append(batch.rows.tolist())
         loss = (outputs["y"] - batch.labels / ROWS).square().mean()

@@ -202,7 +202,7 @@ def without(state: dict[str, torch.Tensor], *names: str) -> dict[str, torch.Tens
         (lambda s: s | {"extra": torch.zeros(1)}, "it has 1 unknown tensors: extra"),
         (
             lambda s: s | {"head.bias": torch.zeros(5)},
-            r"1 tensors differ in shape: head.bias is \(5,\), not \(2,\)",
+            r"1 of its tensors differ in shape: head.bias is \(5,\), not \(2,\)",
         ),
         (
             lambda s: without(s, "head.bias") | {"extra": torch.zeros(1)},
@@ -226,8 +226,8 @@ def test_an_encoder_is_loaded_whatever_else_the_checkpoint_holds():
     saved, network = Network().state_dict(), Network()
     head = network.head.weight.clone()
     other = saved | {"head.weight": torch.zeros(7, 3), "projector.weight": torch.zeros(1)}
-    left = checkpoint.load_encoder(network, {"model": other}, Path("a.pt"))
-    assert left == "head.weight"
+    remarks = checkpoint.load_encoder(network, {"model": other}, Path("a.pt"))
+    assert remarks == ["not loaded: head.weight", "tensors left out: projector (1)"]
     assert torch.equal(network.head.weight, head)
     assert torch.equal(network.head.bias, saved["head.bias"])  # what fits is taken
     for name in ("0.weight", "0.bias", "1.running_var"):
@@ -235,16 +235,23 @@ def test_an_encoder_is_loaded_whatever_else_the_checkpoint_holds():
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        lambda s: without(s, "encoder.0.weight"),
-        lambda s: s | {"encoder.0.weight": torch.zeros(3, 5)},
+        (lambda s: without(s, "encoder.0.weight"), "it lacks 1 tensors: encoder.0.weight; take"),
+        (
+            lambda s: s | {"encoder.0.weight": torch.zeros(3, 5)},
+            r"1 of its tensors differ in shape: encoder.0.weight is \(3, 5\), not \(3, 4\); take",
+        ),
+        (
+            lambda s: s | {"encoder.2.weight": torch.zeros(3)},
+            "it has 1 unknown tensors: encoder.2.weight; take",
+        ),
     ],
-    ids=["missing", "shape"],
+    ids=["missing", "shape", "extra"],
 )
-def test_another_encoder_is_refused(change):
+def test_another_encoder_is_refused(change, message):
     saved = change(Network().state_dict())
-    with pytest.raises(CheckpointError, match=r"a.pt: does not hold this encoder; 1 of its .*0.we"):
+    with pytest.raises(CheckpointError, match=rf"^a.pt: does not hold this encoder; {message}"):
         checkpoint.load_encoder(Network(), {"model": saved}, Path("a.pt"))
 
 

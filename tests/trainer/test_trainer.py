@@ -178,6 +178,33 @@ def test_a_group_with_fixed_lr_keeps_the_initial_rate(make_trainer):
     assert [free for free, _ in found] == pytest.approx(rates("cosine", 4), rel=1e-12)
 
 
+SIGNALS = {"train/embedding_std", "train/effective_rank", "train/uniformity"}  # of one view
+
+
+def test_signals_are_those_of_the_last_batch_in_evaluation_mode(make_trainer):
+    trainer = make_trainer(epochs=1)
+    trainer.fit()
+    encoder, table = trainer.method.encoder, trainer.loader._loader.dataset
+    rows = trainer.method.batches[-1]
+    with torch.no_grad():
+        z = encoder(table.x[rows]).double().numpy()
+    p = np.linalg.svd(z, compute_uv=False)
+    p /= p.sum()
+    rank = history(trainer)["1"]["train/effective_rank"]
+    assert rank == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
+
+
+def test_a_collapse_is_said(make_trainer, capsys):
+    trainer = make_trainer(epochs=2, learning_rate=1e-9)
+    trainer.method.encoder.weight.data[1:] = 0  # embeddings on one line ...
+    trainer.method.encoder.bias.data.zero_()
+    trainer.method.encoder.bias.data[0] = 50  # ... and nearly one point
+    trainer.fit()
+    said = capsys.readouterr().out
+    assert said.count("warning: the embeddings look collapsed: they lie along 1.00 directions") == 2
+    assert "they hardly differ" in said
+
+
 def test_metrics_are_means_over_the_steps_of_an_epoch(make_trainer):
     trainer = make_trainer()
     losses: list[float] = []
@@ -193,7 +220,7 @@ def test_metrics_are_means_over_the_steps_of_an_epoch(make_trainer):
     epochs = history(trainer)
     assert list(epochs) == ["1", "2", "3", "4"]
     for epoch, metrics in enumerate(epochs.values()):
-        assert metrics.keys() == {"train/loss", "train/rows", "train/lr"}
+        assert metrics.keys() == {"train/loss", "train/rows", "train/lr", *SIGNALS}
         assert metrics["train/loss"] == pytest.approx(np.mean(losses[3 * epoch : 3 * epoch + 3]))
         assert metrics["train/rows"] == pytest.approx(5.5)  # every row of 0 … 11 once
 
