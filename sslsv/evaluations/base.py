@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,14 +13,7 @@ from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError
 from sslsv.evaluations.trials import Trials
 
-
-class Embed(Protocol):
-    """Waveforms (B, T) -> embeddings (B, D), each as if its waveform were alone.
-
-    ``lengths`` counts the samples of each row; None: all T.
-    """
-
-    def __call__(self, wave: Tensor, lengths: Sequence[int] | None = None, /) -> Tensor: ...
+Embed = Callable[[Tensor], Tensor]  # waveforms (B, T) -> embeddings (B, D)
 
 
 @dataclass(kw_only=True)
