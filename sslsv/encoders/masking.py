@@ -148,8 +148,9 @@ class _Padded:
         def after(n):
             return (n + 2 * pad - reach - 1) // stride + 1
 
+        seen = zero_beyond(x) if pad else x  # first, since the new size may be the old one
         resize(x.shape[-1], after(x.shape[-1]), after)
-        return zero_beyond(x) if pad else x
+        return seen
 
 
 class Conv1d(_Padded, nn.Conv1d):

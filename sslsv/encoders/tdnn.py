@@ -18,7 +18,7 @@ _HIDDEN = 512  # units between the two linear layers
 
 def check_layers(**lists: list[int]) -> None:
     """Refuse lists of one number a layer that differ in length or hold one below 1."""
-    first, wanted = next(iter((name, len(values)) for name, values in lists.items()))
+    first, wanted = next((name, len(values)) for name, values in lists.items())
     for name, values in lists.items():
         if not values or min(values) < 1:
             raise ConfigError(f"{name}: needs numbers of at least 1, one a layer, got {values}")

@@ -25,7 +25,8 @@ def resnet34(**fields: object) -> ResNet34:
 
 def ecapa(**fields: object) -> ECAPATDNN:
     sizes = {"type": "ecapatdnn", "encoder_dim": DIM, "mel_n_mels": MELS}
-    sizes |= {"channels": [16, 16, 16, 24, 48], "attention_channels": 8, "se_channels": 8}
+    sizes |= {"channels": [16, 16, 24, 48], "kernel_sizes": [5, 3, 3, 1], "res2net_scale": 4}
+    sizes |= {"dilations": [1, 2, 3, 1], "groups": [1] * 4}
     return ECAPATDNN(ECAPATDNNConfig(**sizes | fields))  # type: ignore[arg-type]
 
 
@@ -39,15 +40,17 @@ def simple_audio_cnn() -> SimpleAudioCNN:
 
 
 ENCODERS: dict[str, Callable[[], Encoder]] = {
-    "resnet34-sap": lambda: resnet34(),
+    "resnet34": resnet34,
+    "tdnn": tdnn,
+    "ecapatdnn": ecapa,
+    "simpleaudiocnn": simple_audio_cnn,
+}
+VARIANTS: dict[str, Callable[[], Encoder]] = {
     "resnet34-stats-bn": lambda: resnet34(pooling_mode="stats", enable_last_bn=True),
     "resnet34-sequence": lambda: resnet34(pooling=False),
-    "tdnn": lambda: tdnn(),
     "tdnn-spec_augment": lambda: tdnn(spec_augment=SpecAugmentConfig()),
-    "ecapatdnn": lambda: ecapa(),
     "ecapatdnn-no-context": lambda: ecapa(global_context=False),
     "ecapatdnn-sequence": lambda: ecapa(pooling=False),
-    "simpleaudiocnn": simple_audio_cnn,
 }
 
 
@@ -58,11 +61,7 @@ def _nothing_compiled_before() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
-@pytest.mark.parametrize("name", ENCODERS)
-def test_one_graph_with_the_same_output(name, train, amp):
-    encoder = ENCODERS[name]().train(train)
+def check_one_graph(encoder: Encoder, amp: bool) -> None:
     compiled = torch.compile(encoder, fullgraph=True, backend="eager")  # a graph break raises
     wave = torch.randn(2, 4000)
     outputs = []
@@ -72,21 +71,32 @@ def test_one_graph_with_the_same_output(name, train, amp):
             outputs.append(forward(wave))
     assert outputs[0].dtype == (torch.bfloat16 if amp else torch.float32)
     assert torch.equal(*outputs)
-    assert outputs[1].requires_grad
     outputs[1].float().square().sum().backward()
     assert all(p.grad is not None for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("amp", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_one_graph_with_the_same_output(name, train, amp):
+    check_one_graph(ENCODERS[name]().train(train), amp)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_one_graph_for_every_variant(name):
+    check_one_graph(VARIANTS[name]().train(), amp=True)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_batches_and_lengths_may_change(name):
     encoder = ENCODERS[name]().eval()
     compiled = torch.compile(encoder, fullgraph=True, backend="eager")
-    for shape in [(2, 4000), (2, 4800), (3, 5001)]:
+    for shape in [(2, 4000), (3, 5001)]:
         wave = torch.randn(shape)
         torch.testing.assert_close(compiled(wave), encoder(wave))
 
 
-@pytest.mark.parametrize("make", [resnet34, tdnn, ecapa])
+@pytest.mark.parametrize("make", [tdnn, ecapa])
 def test_ragged_batches_go_on_beside_a_compiled_encoder(make):
     encoder, wave, lengths = make().eval(), torch.randn(2, 6000), [6000, 4001]
     alone = torch.cat([encoder(wave[i : i + 1, :n]) for i, n in enumerate(lengths)])
