@@ -1,7 +1,7 @@
 """Margins of a softmax over cosines: one family for contrastive and for supervised losses.
 
-The margin makes the cosine of an anchor and its positive smaller than it is, so that a loss of 0
-asks for more than a positive that is nearer than the negatives.
+A margin makes the positive of an anchor count as less similar than it is, so that it must not only
+be nearer than the negatives, but nearer by so much.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class MarginConfig:
     margin_simo_alpha: int = 65536  # alpha
     magface_l_margin: float = 0.01  # l_m, radians, of the shortest embeddings
     magface_u_margin: float = 0.05  # u_m, radians, of the longest embeddings
-    magface_l_a: float = 10  # l_a, length below which the margin is l_m
-    magface_u_a: float = 110  # u_a, length above which the margin is u_m
+    magface_l_a: float = 10.0  # l_a, length below which the margin is l_m
+    magface_u_a: float = 110.0  # u_a, length above which the margin is u_m
     magface_lambda_g: float = 0.0  # lambda_g, weight of the term that favours long embeddings
     adaface_h: float = 0.333  # h, how much the margin depends on the length of embeddings
 
@@ -93,6 +93,8 @@ class MarginConfig:
     @property
     def full_margin(self) -> float:
         """m where it is not learnt, once a schedule is over."""
+        if self.loss == "nt-xent":
+            return 0.0
         if self.margin_simo:
             return math.log(self.margin_simo_alpha / self.margin_simo_K) / self.scale
         return self.margin
@@ -111,8 +113,7 @@ class Margin(nn.Module):
     """No margin, as in NT-Xent; the others override what they change.
 
     Shapes: A anchors, K keys; ``norms`` are the lengths of anchors before normalisation, (A, 1).
-    A margin is a scalar, or (A, 1) where each anchor has its own. It only changes positives
-    (``positive``) but for CurricularFace, which changes hard negatives too (``negatives``).
+    A margin is a scalar, or (A, 1) where each anchor has its own.
     """
 
     neutral: ClassVar[float] = 0.0  # the margin that changes nothing, where a schedule starts
@@ -141,19 +142,23 @@ class Margin(nn.Module):
         full, grown = self.config.full_margin, self.grown(progress)
         return norms.new_full((), self.neutral + (full - self.neutral) * grown)
 
-    def logits(self, cosines: Tensor, positive: Tensor, margin: Tensor, norms: Tensor) -> Tensor:
-        """Scaled cosines of anchors to keys, (A, K), with the margin where ``positive`` (A,)
-        says which key is the anchor's own. Keys to be left out are the caller's to set to -inf:
-        in the cosines they would make gradients of CurricularFace NaN.
+    def logits(self, cosines: Tensor, own: Tensor, margin: Tensor, norms: Tensor) -> Tensor:
+        """Cosines of anchors to keys, (A, K), scaled and with the margin in the column of each
+        anchor's positive, which ``own`` (A,) holds.
+
+        Keys to be left out are set to -inf in the result, by the caller: -inf in the cosines would
+        make the gradient of CurricularFace NaN.
         """
-        column = positive[:, None]
+        column = own[:, None]
         target = self.positive(cosines.gather(1, column), margin, norms)  # (A, 1)
         return self.config.scale * self.negatives(cosines, target).scatter(1, column, target)
 
     def positive(self, cosine: Tensor, margin: Tensor, norms: Tensor) -> Tensor:
+        """What the cosine of a positive, (A, 1), counts as."""
         return cosine
 
     def negatives(self, cosines: Tensor, target: Tensor) -> Tensor:
+        """What cosines of negatives, (A, K), count as where the positive counts as ``target``."""
         return cosines
 
     def penalty(self, norms: Tensor) -> Tensor:
@@ -196,8 +201,8 @@ class ArcFace(Margin):
 
 
 class CurricularFace(ArcFace):
-    """ArcFace where a negative harder than the positive, c > cos(theta + m), counts as c (t + c)
-    (arXiv 2004.00288, eq. 5); t is the running mean of the cosine of positives (eq. 6)."""
+    """ArcFace where a negative harder than the positive, c > cos(theta + m), counts as c (t + c);
+    t is the running mean of the cosine of positives (arXiv 2004.00288, sec. 3)."""
 
     t: Tensor
 
@@ -214,7 +219,7 @@ class CurricularFace(ArcFace):
 
 class MagFace(ArcFace):
     """ArcFace whose margin grows with the length a of an embedding, in [l_a, u_a], from l_m to u_m,
-    plus lambda_g (a / u_a^2 + 1 / a), which favours long ones (arXiv 2103.06627, eq. 3, sec. 3.2).
+    plus lambda_g (a / u_a^2 + 1 / a), which favours long ones (arXiv 2103.06627, sec. 3).
     """
 
     def _length(self, norms: Tensor) -> Tensor:
@@ -233,7 +238,7 @@ class MagFace(ArcFace):
 
 
 class AdaFace(Margin):
-    """cos(theta - m q) - m (1 + q), the angle kept in [0, pi] (arXiv 2204.00964, eq. 9 and 10).
+    """cos(theta - m q) - m (1 + q), the angle kept in [0, pi] (arXiv 2204.00964, sec. 3).
 
     q is the length of an embedding, standardised with running statistics, times h, in [-1, 1]: a
     long one, of good quality, gets a margin on the cosine and a short one on the angle. No
