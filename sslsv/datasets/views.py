@@ -46,6 +46,7 @@ class DatasetConfig:
     base_path: Path = field(default_factory=lambda: Path("data"))  # root of lists and audio
     num_workers: int = 8  # processes that read audio, for each training process
     pin_memory: bool = True  # page-locked batches, faster to copy to a GPU
+    wrap_length: int | None = None  # samples; shorter audio goes round to this, crops overlap less
     resample: bool = False  # convert audio of another rate; false: refuse it
     on_error: Literal["raise", "skip"] = "raise"  # unusable audio: stop, or take another utterance
 
@@ -62,8 +63,10 @@ class DatasetConfig:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: must be at least {least}, got {getattr(self, name)}")
-        if self.max_samples is not None and self.max_samples < 1:
-            raise ConfigError(f"max_samples: must be at least 1, got {self.max_samples}")
+        for name in ("max_samples", "wrap_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: must be at least 1, got {value}")
         if self.pairs and not self.ssl:
             raise ConfigError(
                 "sampler.create_contrastive_pairs: pairs need several views of a sample; "
@@ -186,6 +189,7 @@ class SpeechDataset(Dataset):
         self.views = config.views()
         self.seed = seed
         self.resample = config.resample
+        self.wrap_length = config.wrap_length or 0
         self.skip = config.on_error == "skip"
         self.sampler = config.sampler if config.sampler and config.sampler.enable else None
         self.augment_later = augment_later
@@ -295,8 +299,9 @@ class SpeechDataset(Dataset):
                 with audio.AudioFile(path, resample=self.resample, speed=speed) as file:
                     for crop, rng, its in zip(crops, generators, sources, strict=True):
                         if its == source:
-                            start = int(rng.integers(max(0, file.length - len(crop)) + 1))
-                            crop[:] = file.read(start, len(crop))
+                            span = max(file.length, self.wrap_length)
+                            start = int(rng.integers(max(0, span - len(crop)) + 1))
+                            crop[:] = file.read(start % file.length, len(crop))
             except DataError as error:
                 raise _Unusable(row, error) from None
         return generators

@@ -26,7 +26,7 @@ class CPCConfig(MethodConfig):
     aggregator_type: Literal["gru", "lstm"] = "gru"  # g_ar
     aggregator_nb_layers: int = 1
     aggregator_dim: int = 256  # size of the context c_t, which is the embedding
-    target: Literal["same_view", "other_view"] = "same_view"  # whose last K frames are predicted
+    target: Literal["same_view", "other_view"] = "other_view"  # whose last K frames are predicted
 
     needs_sequence: ClassVar[bool] = True
 
@@ -84,9 +84,11 @@ class CPC(Method):
     """Representation Learning with Contrastive Predictive Coding (arXiv 1807.03748).
 
     The context is that of all frames but the last K, once for each crop, instead of one for each
-    frame. With ``target: same_view`` it predicts the K frames that follow, and each of the two
-    views is a sample of its own; with ``other_view`` that of view 1 predicts the last frames of
-    view 2, another part of the utterance under another noise.
+    frame. With ``target: other_view``, that of view 1 predicts the last frames of view 2, another
+    part of the utterance under another noise. With ``same_view``, as in the paper, it predicts the
+    K frames that follow, and each of the two views is a sample of its own; but frames of resnet34
+    have seen the whole crop (instance norm, squeeze-and-excitation), so that this is solved without
+    knowing the speaker.
     """
 
     views = "siamese"

@@ -62,6 +62,23 @@ def noise_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Pa
     return folder
 
 
+@pytest.mark.parametrize("length", [2000, 5000, 9000])
+def test_audio_goes_round_to_the_wrap_length(noise_folder, length: int) -> None:
+    """Crops are those of the file repeated to 8000 samples, evenly over all places."""
+    dataset = make_dataset(noise_folder(length), wrap_length=8000)
+    wave = np.resize(whole_file(dataset.manifest, 0), max(8000, length))
+    crops = [view[0].numpy() for epoch in range(150) for view in read(dataset, (epoch, 0)).views]
+    places = []
+    for crop in crops:
+        starts = np.flatnonzero(wave[: len(wave) - FRAME + 1] == crop[0])
+        fitting = [s for s in starts if np.array_equal(wave[s : s + FRAME], crop)]
+        assert fitting
+        places.append(fitting[0])
+    if length > FRAME:  # in a shorter file a crop stands in several places
+        last = len(wave) - FRAME
+        assert scipy.stats.kstest(places, "uniform", (0, last)).pvalue > 1e-3
+
+
 # ----------------------------------------------------------------------------------- which views
 
 CROPS = {
