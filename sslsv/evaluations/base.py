@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,14 @@ from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError
 from sslsv.evaluations.trials import Trials
 
-Embed = Callable[[Tensor], Tensor]  # waveforms (B, T) -> embeddings (B, D)
+
+class Embed(Protocol):
+    """Waveforms (B, T) -> embeddings (B, D), each as if its waveform were alone.
+
+    ``lengths`` counts the samples of each row; None: all T.
+    """
+
+    def __call__(self, wave: Tensor, lengths: Sequence[int] | None = None, /) -> Tensor: ...
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,8 @@ from sslsv.evaluations.base import Embed
 from sslsv.trainer.tracking import progress_bar
 
 MIN_SAMPLES = audio.SAMPLE_RATE // 10  # shorter files are wrapped to this
+MEAN_SAMPLES = 4 * audio.SAMPLE_RATE  # of whole files in a full batch, padding included
+LEAST_FILLED = 0.8  # of the longest file in a batch, the length of the shortest
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,37 @@ class Extraction:
     base_path: Path
     num_frames: int = 1  # evenly spaced frames of each file
     frame_length: int | None = None  # samples; None: one frame, the whole file
-    batch_size: int = 64  # files
+    batch_size: int = 64  # files; fewer whole files where they are longer than 4 s
     num_workers: int = 0
     resample: bool = False
 
 
+@dataclass(frozen=True)
+class _Waves:
+    """What a worker reads: frames of files (B, num_frames, T), zeros after the end of a file."""
+
+    indices: list[int]  # of the files
+    waves: Tensor
+    lengths: list[int] | None  # (B,) samples; None: all of T
+
+
 class _Frames(Dataset):
-    """A batch of files of one length -> (their indices, waveforms (B, num_frames, T))."""
+    """Indices of files -> their waveforms."""
 
     def __init__(self, files: Sequence[str], how: Extraction):
         self.files, self.how = files, how
 
-    def __getitems__(self, indices: list[int]) -> tuple[list[int], Tensor] | UserError:
+    def __getitems__(self, indices: list[int]) -> _Waves | UserError:
         try:
-            return indices, torch.from_numpy(np.stack([self._frames(i) for i in indices]))
+            frames = [self._frames(i) for i in indices]
         except UserError as error:  # raised by the loader, in the main process
             return error
+        lengths = [x.shape[1] for x in frames]
+        waves = np.zeros((len(frames), len(frames[0]), max(lengths)), np.float32)
+        for row, x in zip(waves, frames, strict=True):
+            row[:, : x.shape[1]] = x
+        padded = min(lengths) < max(lengths)
+        return _Waves(indices, torch.from_numpy(waves), lengths if padded else None)
 
     def _frames(self, index: int) -> np.ndarray:
         how = self.how
@@ -61,9 +77,12 @@ def extract(
 ) -> np.ndarray:
     """Embeddings (len(files), D) in float32: the mean over frames of unit-length embeddings.
 
-    Files of different lengths never share a batch, so a file's embedding does not depend on its
-    neighbours. Processes share the work and all get the whole result. Raises DataError naming
-    files that cannot be read or whose embedding is not finite.
+    Whole files share batches of similar length, with padding of which ``embed`` is told, so that a
+    file's embedding does not depend on its neighbours. Processes share the work and all get the
+    whole result. Raises DataError naming files that cannot be read or whose embedding is not
+    finite.
+
+    Memory: of whole files a batch holds ``batch_size`` times 4 s, or a single longer file.
     """
     batches = _batches(files, how)
     mine = batches[distributed.rank() :: distributed.world_size()]
@@ -71,14 +90,15 @@ def extract(
     embeddings = torch.zeros(0)
     bar = progress_bar(len(files), "Embedding", unit="file")
     with torch.inference_mode():
-        for indices, waves in loader:
-            frames = waves.shape[1]
-            vectors = F.normalize(embed(waves.to(device).flatten(0, 1)).float(), dim=-1)
+        for batch in loader:
+            frames = batch.waves.shape[1]  # 1 where files are padded
+            vectors = embed(batch.waves.to(device).flatten(0, 1), batch.lengths)
+            vectors = F.normalize(vectors.float(), dim=-1)
             vectors = vectors.unflatten(0, (-1, frames)).mean(dim=1)  # (B, D)
             if not len(embeddings):
                 embeddings = vectors.new_zeros(len(files), vectors.shape[-1])
-            embeddings[torch.tensor(indices, device=device)] = vectors
-            bar.update(len(indices) * distributed.world_size())
+            embeddings[torch.tensor(batch.indices, device=device)] = vectors
+            bar.update(len(batch.indices) * distributed.world_size())
     bar.close()
     if distributed.world_size() > 1:
         width = max(distributed.gather_objects(embeddings.shape[-1]))
@@ -95,14 +115,28 @@ def extract(
 
 
 def _batches(files: Sequence[str], how: Extraction) -> list[list[int]]:
-    """Indices of files that are read with the same number of samples, longest first."""
+    """Indices of the files of each batch."""
     if how.frame_length is not None:
         order = range(len(files))
         return [list(order[i : i + how.batch_size]) for i in order[:: how.batch_size]]
     lengths = [audio.probe(how.base_path / file, resample=how.resample) for file in files]
-    by_length = sorted(range(len(files)), key=lambda i: -lengths[i])
-    batches = []
-    for _, group in groupby(by_length, key=lambda i: lengths[i]):
-        same = list(group)
-        batches += [same[i : i + how.batch_size] for i in range(0, len(same), how.batch_size)]
+    return bucketed([max(length, MIN_SAMPLES) for length in lengths], how.batch_size)
+
+
+def bucketed(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices of ``lengths`` in batches of similar ones, longest first: what does not fit into
+    memory fails at once.
+
+    A batch has at most ``batch_size`` rows and, padded, ``batch_size * MEAN_SAMPLES`` samples (or
+    one row); at most a share of ``1 - LEAST_FILLED`` of it is padding.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches:
+            longest = lengths[batches[-1][0]]
+            room = min(batch_size, batch_size * MEAN_SAMPLES // longest)
+            if len(batches[-1]) < room and lengths[i] >= LEAST_FILLED * longest:
+                batches[-1].append(i)
+                continue
+        batches.append([i])
     return batches

@@ -50,6 +50,12 @@ def test_agrees_with_the_textbook(length: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
 
 
+def test_rows_of_different_lengths_are_those_of_each_alone() -> None:
+    waves, lengths = torch.randn(4, 9000), [9000, 4000, 8999, 4000]
+    alone = [mfcc_statistics(wave[None, :n]) for wave, n in zip(waves, lengths, strict=True)]
+    torch.testing.assert_close(mfcc_statistics(waves, lengths), torch.cat(alone))
+
+
 def test_the_level_is_left_out() -> None:
     wave = torch.randn(1, 16000)
     torch.testing.assert_close(

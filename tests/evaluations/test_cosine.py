@@ -1,6 +1,6 @@
 """Speaker verification by cosine: scores by definition, metrics with known answers, refusals."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import acos, cos, inf, log2, nan, pi, sin
 from pathlib import Path
 
@@ -39,7 +39,13 @@ def wave_of(path: Path) -> np.ndarray:
 def embed_by_file(vectors: dict[Path, list[float]]) -> Embed:
     """An encoder that knows the files by heart."""
     known = {wave_of(path).tobytes(): vector for path, vector in vectors.items()}
-    return lambda waves: torch.tensor([known[wave.tobytes()] for wave in waves.numpy()])
+
+    def embed(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        lengths = lengths or [waves.shape[1]] * len(waves)
+        rows = zip(waves.numpy(), lengths, strict=True)
+        return torch.tensor([known[wave[:n].tobytes()] for wave, n in rows])
+
+    return embed
 
 
 # ---------------------------------------------------------------------------------------- scores
@@ -49,7 +55,7 @@ def test_score_is_the_mean_over_all_pairs_of_frames(corpus: Path) -> None:
     frames, length = 4, 5000
     mixing = np.random.default_rng(0).standard_normal((length, 6)) / 70
 
-    def embed(waves: Tensor) -> Tensor:
+    def embed(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         return waves @ torch.from_numpy(mixing).float()
 
     found = run(corpus, embed, num_frames=frames, frame_length=length, batch_size=5)
@@ -104,7 +110,7 @@ def test_speaker_codes_make_no_error(corpus: Path) -> None:
 
 
 def test_one_embedding_for_everything_knows_nothing(corpus: Path) -> None:
-    found = run(corpus, lambda waves: torch.ones(len(waves), 3))
+    found = run(corpus, lambda waves, lengths=None: torch.ones(len(waves), 3))
     assert found.metrics == {"sv_cosine/trials/eer": 50, "sv_cosine/trials/mindcf": 1}
 
 
@@ -181,10 +187,10 @@ def test_two_lists_share_their_files(corpus: Path, tmp_path: Path) -> None:
     codes = speaker_codes(corpus)
     embedded = 0
 
-    def count(waves: Tensor) -> Tensor:
+    def count(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         nonlocal embedded
         embedded += len(waves)
-        return codes(waves)
+        return codes(waves, lengths)
 
     names = ["lists/easy", "wrong"]
     task = make_task(tmp_path, trials=names, metrics=ALL_METRICS)
@@ -226,7 +232,7 @@ def test_settings_of_task_and_dataset_reach_the_extraction(
         type="sv_cosine", trials=["trials"], num_frames=3, frame_length=4000, batch_size=7
     )
     dataset = DatasetConfig(base_path=corpus, num_workers=5, resample=True)
-    SVCosine(config, dataset).run(lambda waves: waves, CPU)
+    SVCosine(config, dataset).run(lambda waves, lengths=None: waves, CPU)
     assert asked == [Extraction(corpus, 3, 4000, 7, 5, True)]
 
 

@@ -1,17 +1,24 @@
 """Files to embeddings: the same as one by one, however the work is cut up."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from torch import Tensor, distributed
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, distributed, nn
 
 from sslsv import audio
+from sslsv.encoders.base import Encoder, EncoderConfig
+from sslsv.encoders.resnet34 import ResNet34, ResNet34Config
 from sslsv.errors import DataError
-from sslsv.evaluations.embeddings import Extraction, extract
+from sslsv.evaluations import embeddings
+from sslsv.evaluations.base import Embed
+from sslsv.evaluations.embeddings import Extraction, bucketed, extract
 
 CPU = torch.device("cpu")
 LENGTHS = [3000, 2500, 3000, 2999, 4001, 2500, 3000, 16000, 9000]  # samples
@@ -24,8 +31,10 @@ def features(wave: np.ndarray) -> np.ndarray:
     return np.array([wave[0], wave[middle], wave[-1], wave.std(), np.abs(wave).max()])
 
 
-def embed(waves: Tensor) -> Tensor:
-    return torch.from_numpy(np.stack([features(wave) for wave in waves.numpy()]))
+def embed(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    lengths = lengths or [waves.shape[1]] * len(waves)
+    rows = zip(waves.numpy(), lengths, strict=True)
+    return torch.from_numpy(np.stack([features(wave[:n]) for wave, n in rows]))
 
 
 @pytest.fixture(scope="module")
@@ -81,35 +90,138 @@ def test_order_is_that_of_the_list(folder: Path) -> None:
     np.testing.assert_array_equal(found[::-1], extract(embed, FILES, how, CPU))
 
 
-def recorded(shapes: list[tuple[int, ...]]) -> Callable[[Tensor], Tensor]:
-    """An ``embed`` that notes the shape of each batch."""
+Seen = list[tuple[tuple[int, ...], Sequence[int] | None]]
 
-    def record(waves: Tensor) -> Tensor:
-        shapes.append(tuple(waves.shape))
-        return embed(waves)
+
+def recorded(seen: Seen) -> Embed:
+    """An ``embed`` that notes the shape and the lengths of each batch."""
+
+    def record(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        seen.append((tuple(waves.shape), lengths))
+        return embed(waves, lengths)
 
     return record
 
 
-def test_whole_files_share_a_batch_only_with_their_length(folder: Path) -> None:
-    shapes: list[tuple[int, ...]] = []
-    extract(recorded(shapes), FILES, Extraction(base_path=folder, batch_size=2), CPU)
-    assert shapes == [  # longest first: what does not fit into memory fails at once
-        (1, 16000),
-        (1, 9000),
-        (1, 4001),
-        (2, 3000),
-        (1, 3000),
-        (1, 2999),
-        (2, 2500),
+def test_whole_files_share_batches_of_similar_length(folder: Path) -> None:
+    seen: Seen = []
+    extract(recorded(seen), FILES, Extraction(base_path=folder), CPU)
+    assert seen == [  # longest first: what does not fit into memory fails at once
+        ((1, 16000), None),
+        ((1, 9000), None),
+        ((1, 4001), None),
+        ((6, 3000), [3000, 3000, 3000, 2999, 2500, 2500]),
     ]
+    seen.clear()
+    extract(recorded(seen), FILES, Extraction(base_path=folder, batch_size=2), CPU)
+    assert seen[3:] == [((2, 3000), None), ((2, 3000), [3000, 2999]), ((2, 2500), None)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_files_end_in_zeros(folder: Path, num_workers: int) -> None:
+    found: list[Tensor] = []
+
+    def keep(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        found.append(waves.clone())
+        return embed(waves, lengths)
+
+    how = Extraction(base_path=folder, num_workers=num_workers)
+    extract(keep, ["0.wav", "1.wav"], how, CPU)
+    (waves,) = found
+    for row, name in zip(waves.numpy(), ("0.wav", "1.wav"), strict=True):
+        wave = audio.read(folder / name)
+        np.testing.assert_array_equal(row, np.pad(wave, (0, 3000 - len(wave))))
+
+
+@given(st.lists(st.integers(1, 400_000), max_size=200), st.integers(1, 70))
+def test_batches_are_bounded_and_hold_every_file_once(lengths: list[int], size: int) -> None:
+    batches = bucketed(lengths, size)
+    in_order = [i for batch in batches for i in batch]
+    assert sorted(in_order) == list(range(len(lengths)))
+    sizes = [lengths[i] for i in in_order]
+    assert sizes == sorted(lengths, reverse=True)
+    for batch in batches:
+        padded = len(batch) * lengths[batch[0]]
+        assert len(batch) <= size
+        assert len(batch) == 1 or padded <= size * 64000
+        assert sum(lengths[i] for i in batch) >= 0.8 * padded
+
+
+@given(st.lists(st.integers(1, 400_000), min_size=2, max_size=100), st.integers(1, 70))
+def test_no_batch_could_take_the_next_file(lengths: list[int], size: int) -> None:
+    batches = bucketed(lengths, size)
+    for batch, after in itertools.pairwise(batches):
+        longest, following = lengths[batch[0]], lengths[after[0]]
+        full = len(batch) == size or (len(batch) + 1) * longest > size * 64000
+        assert full or following < 0.8 * longest
+
+
+class Alone(Encoder):
+    """Knows nothing of lengths: a mean over time, and a convolution that pads with zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(EncoderConfig(type="alone", encoder_dim=8, extract_mel_features=False))
+        self.conv = nn.Conv1d(1, 8, 401, padding=200)
+
+    def forward(self, wave: Tensor) -> Tensor:
+        return self.conv(wave[:, None]).relu().square().mean(dim=2)
+
+
+def make_resnet() -> ResNet34:
+    encoder = ResNet34(ResNet34Config(type="resnet34", base_dim=8, encoder_dim=24))
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+    return encoder
+
+
+@pytest.mark.parametrize("make", [make_resnet, Alone])
+def test_encoders_embed_whole_files_as_one_by_one(folder: Path, make: type[Encoder]) -> None:
+    encoder = make().eval()
+    seen: list[int] = []
+
+    def count(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        seen.append(len(waves))
+        return encoder.embed(waves, lengths)
+
+    found = extract(count, FILES, Extraction(base_path=folder), CPU)
+    assert max(seen) == 6
+    for vector, name in zip(found.astype(np.float64), FILES, strict=True):
+        with torch.no_grad():
+            alone = encoder(torch.from_numpy(audio.read(folder / name))[None])[0].double().numpy()
+        cosine = vector @ alone / np.linalg.norm(vector) / np.linalg.norm(alone)
+        assert 1 - cosine < 1e-5
+    distances = 1 - found @ found.T
+    assert distances[~np.eye(len(found), dtype=bool)].max() > 1e-3  # that files differ at all
+
+
+def test_the_progress_bar_counts_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    updates: list[int] = []
+
+    class Bar:
+        def update(self, count: int) -> None:
+            updates.append(count)
+
+        def close(self) -> None:
+            pass
+
+    def progress_bar(*arguments: object, **more: object) -> Bar:
+        asked.append(arguments[0])
+        return Bar()
+
+    monkeypatch.setattr(embeddings, "progress_bar", progress_bar)
+    extract(embed, FILES, Extraction(base_path=folder), CPU)
+    assert asked == [len(FILES)]
+    assert updates == [1, 1, 1, 6]
 
 
 def test_batches_of_frames_hold_batch_size_files(folder: Path) -> None:
-    shapes: list[tuple[int, ...]] = []
+    seen: Seen = []
     how = Extraction(base_path=folder, batch_size=4, num_frames=3, frame_length=2000)
-    extract(recorded(shapes), FILES, how, CPU)
-    assert shapes == [(12, 2000), (12, 2000), (3, 2000)]
+    extract(recorded(seen), FILES, how, CPU)
+    assert seen == [((12, 2000), None), ((12, 2000), None), ((3, 2000), None)]
 
 
 @pytest.mark.parametrize(("frame_length", "expected"), [(None, 1600), (4000, 4000)])
@@ -120,9 +232,9 @@ def test_a_very_short_file_is_repeated(
     wave = audio.read(tmp_path / "short.wav")
     seen: list[Tensor] = []
 
-    def keep(waves: Tensor) -> Tensor:
+    def keep(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         seen.append(waves.clone())
-        return embed(waves)
+        return embed(waves, lengths)
 
     how = Extraction(base_path=tmp_path, num_frames=2, frame_length=frame_length)
     extract(keep, ["short.wav"], how, CPU)
@@ -135,17 +247,17 @@ def test_audio_of_another_rate_is_converted_only_if_asked(tmp_path: Path) -> Non
     audio.write(tmp_path / "8k.wav", tone, 8000)
     with pytest.raises(DataError, match=r"8k\.wav: the sample rate is 8000 Hz"):
         extract(embed, ["8k.wav"], Extraction(base_path=tmp_path), CPU)
-    shapes: list[tuple[int, ...]] = []
+    seen: Seen = []
     how = Extraction(base_path=tmp_path, resample=True)
-    found = extract(recorded(shapes), ["8k.wav"], how, CPU)
-    assert shapes == [(1, 8000)]
+    found = extract(recorded(seen), ["8k.wav"], how, CPU)
+    assert seen == [((1, 8000), None)]
     expected = features(0.5 * np.sin(2 * np.pi * 440 / 16000 * np.arange(8000)))
     np.testing.assert_allclose(found[0], expected / np.linalg.norm(expected), atol=0.03)
 
 
 def test_half_precision_becomes_single(folder: Path) -> None:
     how = Extraction(base_path=folder)
-    found = extract(lambda waves: embed(waves).bfloat16(), FILES, how, CPU)
+    found = extract(lambda *batch: embed(*batch).bfloat16(), FILES, how, CPU)
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
 
@@ -153,8 +265,8 @@ def test_half_precision_becomes_single(folder: Path) -> None:
 def test_nothing_is_kept_for_a_backward_pass(folder: Path) -> None:
     weight = torch.ones(5, requires_grad=True)
 
-    def weigh(waves: Tensor) -> Tensor:
-        result = embed(waves) * weight
+    def weigh(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        result = embed(waves, lengths) * weight
         assert not result.requires_grad
         return result
 
@@ -166,10 +278,9 @@ def test_nothing_is_kept_for_a_backward_pass(folder: Path) -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_files_whose_embedding_is_not_finite_are_named(folder: Path, value: float) -> None:
-    def fail_on_3000(waves: Tensor) -> Tensor:
-        vectors = embed(waves)
-        if waves.shape[1] == 3000:
-            vectors[:, 2] = value
+    def fail_on_3000(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        vectors = embed(waves, lengths)
+        vectors[torch.tensor(lengths or [0]) == 3000, 2] = value
         return vectors
 
     with pytest.raises(DataError) as error:
