@@ -35,7 +35,7 @@ $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "error: Python 3.10 to 3.13 is needed; run 'make PYTHON=python3.12 ...'"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --disable-pip-version-check -r requirements.txt -e ".[demo,dev,export]"
+	$(PY) -m pip install --disable-pip-version-check -r requirements.txt -e ".[demo,dev,export,foundation]"
 	@touch $@
 
 clean:
