@@ -70,6 +70,10 @@ class EncoderConfig:
         """Whether the encoder does not pool over time."""
         return False
 
+    def frames(self, samples: int) -> int | None:
+        """Frames of the sequence that so many samples give; None: not known before it is tried."""
+        return None
+
 
 class Encoder(nn.Module):
     """``forward(wave (B, T)) -> (B, D)``, or ``(B, D, F)`` where pooling is off."""
@@ -93,6 +97,11 @@ class Encoder(nn.Module):
         waveform has another shape, is too short or is not finite.
         """
         self.check_wave(wave, lengths)
+        if self.config.gives_sequence and len(set(lengths or [])) > 1:
+            raise DataError(
+                "an encoder without pooling gives rows of different lengths sequences of different "
+                "lengths, which do not fit one tensor; pass rows of one length"
+            )
         return masking.run(self.forward if lengths else self, wave, lengths, self.ragged)
 
     def check_wave(self, wave: Tensor, lengths: Sequence[int] | None = None) -> None:

@@ -85,6 +85,9 @@ class ECAPATDNNConfig(EncoderConfig):
     def gives_sequence(self) -> bool:
         return not self.pooling
 
+    def frames(self, samples: int) -> int | None:
+        return 1 + samples // self.mel_hop_length
+
 
 class TDNNUnit(nn.Module):
     """conv -> ReLU -> BN."""

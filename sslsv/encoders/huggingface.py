@@ -194,6 +194,11 @@ class FoundationConfig(EncoderConfig):
     def gives_sequence(self) -> bool:
         return self.pooling == "none"
 
+    def frames(self, samples: int) -> int | None:
+        for size, stride in self._files.convolutions if self._files else _CONVOLUTIONS:
+            samples = (samples - size) // stride + 1
+        return samples
+
 
 @dataclass(kw_only=True)
 class HuggingFaceConfig(FoundationConfig):

@@ -48,6 +48,12 @@ class ResNet34Config(EncoderConfig):
     def gives_sequence(self) -> bool:
         return self.pooling_mode is None
 
+    def frames(self, samples: int) -> int | None:
+        frames = 1 + samples // self.mel_hop_length
+        for stride in _STRIDES:
+            frames = -(-frames // stride)
+        return frames
+
 
 class SqueezeExcitation(nn.Module):
     """Channel gates from the mean of each channel (arXiv 1709.01507)."""

@@ -43,6 +43,11 @@ class SimpleAudioCNNConfig(EncoderConfig):
     def gives_sequence(self) -> bool:
         return True
 
+    def frames(self, samples: int) -> int | None:
+        for size, stride, padding in zip(_KERNEL_SIZES, _STRIDES, _PADDINGS, strict=True):
+            samples = (samples + 2 * padding - size) // stride + 1
+        return samples
+
 
 class ConvBlock(nn.Module):
     """conv -> BN -> ReLU."""

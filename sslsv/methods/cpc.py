@@ -36,6 +36,13 @@ class CPCConfig(MethodConfig):
     def check(self, batch_size: int, encoder: EncoderConfig, dataset: DatasetConfig) -> None:
         if batch_size < 2:
             raise ConfigError("trainer.batch_size: 1 leaves cpc no negatives; use 2 or more")
+        frames, least = encoder.frames(dataset.frame_length), self.nb_t_to_predict + 1
+        if frames is not None and frames < least:
+            raise ConfigError(
+                f"method.nb_t_to_predict: {self.nb_t_to_predict} needs at least {least} frames, "
+                f"one for the context, but dataset.frame_length {dataset.frame_length} gives {frames}; "
+                "raise the latter or lower the former"
+            )
 
 
 def info_nce(predictions: Tensor, futures: Tensor) -> Tensor:
