@@ -555,8 +555,8 @@ class TestSectionsThatContradict:
         cpc = ("method.type=cpc", "encoder.pooling=false")
         load("", *cpc, "dataset.frame_length=2560")  # 17 frames, two strides of 2: 5
         assert refuse("  frame_length: 2559\n", *cpc) == (
-            "FILE line 3: method.nb_t_to_predict: 4 needs at least 5 frames, one for the context, but "
-            "dataset.frame_length 2559 gives 4; raise the latter or lower the former"
+            "FILE line 3: method.nb_t_to_predict: 4 needs at least 5 frames, one for the context, "
+            "but dataset.frame_length 2559 gives 4; raise the latter or lower the former"
         )
 
     def test_batch_that_does_not_divide_over_processes(

@@ -40,8 +40,8 @@ class CPCConfig(MethodConfig):
         if frames is not None and frames < least:
             raise ConfigError(
                 f"method.nb_t_to_predict: {self.nb_t_to_predict} needs at least {least} frames, "
-                f"one for the context, but dataset.frame_length {dataset.frame_length} gives {frames}; "
-                "raise the latter or lower the former"
+                f"one for the context, but dataset.frame_length {dataset.frame_length} gives "
+                f"{frames}; raise the latter or lower the former"
             )
 
 
