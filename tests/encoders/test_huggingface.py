@@ -464,7 +464,9 @@ def test_a_step_does_not_wait_for_the_device(family, norm, pooling, frozen, tmp_
 @pytest.mark.parametrize(("family", "norm", "pooling"), COMBINATIONS)
 def test_mixed_precision(family, norm, pooling, tmp_path):
     write(tmp_path, family, norm)
-    encoder = build(tmp_path, pooling, frozen=False).eval()
+    # torch 2.11 on two threads corrupts memory in the backward pass of a bfloat16 convolution from
+    # 3072 to 6 channels (the last one of ECAPA with DIM); 16 are well.
+    encoder = build(tmp_path, pooling, frozen=False, encoder_dim=16).eval()
     expected = encoder(waves(3, 1600))
     with torch.autocast("cpu", torch.bfloat16):
         found = encoder(waves(3, 1600))
