@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("methods", nargs="*", default=METHODS.names(), help="types")
     parser.add_argument("--rows", type=int, default=256, help="utterances of a batch")
-    parser.add_argument("--step_rows", type=int, default=32, help="utterances of a measured step")
+    parser.add_argument("--step_rows", type=int, default=128, help="utterances of a measured step")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     device = default_device()

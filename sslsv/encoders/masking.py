@@ -134,6 +134,7 @@ def reflect(x: Tensor, before: int, after: int) -> Tensor:
     ends = _by_row(lengths, x)
     steps = torch.arange(after, device=x.device)
     mirrored = x.gather(-1, (ends - 2 - steps).expand(*x.shape[:-1], -1))
+    mirrored = mirrored.to(padded)  # on the CPU autocast pads in float32
     return padded.scatter_(-1, (before + ends + steps).expand_as(mirrored), mirrored)
 
 

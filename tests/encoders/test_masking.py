@@ -393,6 +393,17 @@ def test_in_float64_padding_changes_nothing_at_all(name):
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_a_padded_batch_in_bfloat16_is_as_exact_as_that_type(name):
+    encoder, lengths = prepare(SMALL[name]).eval(), [16000, 9000, 12345]
+    wave = speech_like(lengths, seed=3)
+    with torch.no_grad():
+        expected = torch.cat([encoder(wave[i : i + 1, :n]) for i, n in enumerate(lengths)])
+        with torch.autocast("cpu", torch.bfloat16):
+            found = encoder.embed(wave, lengths).float()
+    assert ((found - expected).norm(dim=1) < 0.05 * expected.norm(dim=1)).all()
+
+
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_a_padded_batch_changes_no_frame_of_a_sequence(name):
     encoder = prepare(SEQUENCES[name]).double()
