@@ -85,6 +85,7 @@ PUBLISHED: dict[str, Any] = {
         "enable_projector": True,
         "projector_hidden_dim": 2048,
         "projector_output_dim": 128,
+        "projector_layers": 3,
         "temperature": 0.5,
     },
     "trainer": {

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 
-def projector(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    """Linear-BN-ReLU-Linear-BN-ReLU-Linear: (N, in_dim) -> (N, out_dim)."""
-    return nn.Sequential(
-        nn.Linear(in_dim, hidden_dim),
-        nn.BatchNorm1d(hidden_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_dim, hidden_dim),
-        nn.BatchNorm1d(hidden_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(hidden_dim, out_dim),
-    )
+def projector(in_dim: int, hidden_dim: int, out_dim: int, layers: int = 3) -> nn.Sequential:
+    """``layers - 1`` times Linear-BN-ReLU, then Linear: (N, in_dim) -> (N, out_dim)."""
+    sizes = [in_dim] + [hidden_dim] * (layers - 1)
+    hidden: list[nn.Module] = []
+    for size in sizes[:-1]:
+        hidden += [
+            nn.Linear(size, hidden_dim),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*hidden, nn.Linear(sizes[-1], out_dim))

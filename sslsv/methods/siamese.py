@@ -19,9 +19,10 @@ class SiameseConfig(MethodConfig):
     enable_projector: bool = True  # false: the loss sees the embeddings themselves
     projector_hidden_dim: int = 8192
     projector_output_dim: int = 8192
+    projector_layers: int = 3  # linear ones; SimCLR, MoCo v2 and BYOL have 2 in their papers
 
     def __post_init__(self) -> None:
-        self.require_positive("projector_hidden_dim", "projector_output_dim")
+        self.require_positive("projector_hidden_dim", "projector_output_dim", "projector_layers")
 
 
 class Siamese(Method):
@@ -41,6 +42,7 @@ class Siamese(Method):
             self.encoder.encoder_dim,
             self.config.projector_hidden_dim,
             self.config.projector_output_dim,
+            self.config.projector_layers,
         )
 
     def forward(self, views: list[Tensor]) -> Outputs:

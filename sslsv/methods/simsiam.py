@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sslsv.datasets.views import Batch
 from sslsv.encoders.base import Encoder
+from sslsv.errors import ConfigError
 from sslsv.methods.base import Metrics, Outputs
 from sslsv.methods.siamese import Siamese, SiameseConfig, unit_std
 from sslsv.registry import register_method
@@ -24,6 +25,10 @@ class SimSiamConfig(SiameseConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("pred_hidden_dim")
+        if self.projector_layers != 3:
+            raise ConfigError(
+                f"projector_layers: the projector of simsiam has 3, got {self.projector_layers}"
+            )
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from sslsv import distributed
 from sslsv.datasets.views import Batch, DatasetConfig
@@ -23,6 +23,7 @@ from sslsv.registry import register_method
 class WMSEConfig(SiameseConfig):
     projector_hidden_dim: int = 1024
     projector_output_dim: int = 64
+    projector_layers: int = 2
     whitening_iters: int = 1  # partitions of a batch, over which the loss is averaged
     whitening_size: int = 128  # rows that are whitened together
     whitening_eps: float = 0.0  # share of the identity in the covariance
@@ -67,15 +68,6 @@ class WMSE(Siamese):
     """
 
     config: WMSEConfig
-
-    def make_projector(self) -> nn.Module:
-        c = self.config
-        return nn.Sequential(
-            nn.Linear(self.encoder.encoder_dim, c.projector_hidden_dim),
-            nn.BatchNorm1d(c.projector_hidden_dim),
-            nn.ReLU(inplace=True),
-            nn.Linear(c.projector_hidden_dim, c.projector_output_dim),
-        )
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
         z1, z2 = distributed.gather(outputs["z1"]), distributed.gather(outputs["z2"])

@@ -54,7 +54,25 @@ def test_defaults_are_those_of_the_reference(kind):
     assert (config.projector_hidden_dim, config.projector_output_dim) == (8192, 8192)
 
 
-@pytest.mark.parametrize("name", ["projector_hidden_dim", "projector_output_dim"])
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_projector_of_so_many_layers_is_the_product_of_them(layers):
+    method = make_method(
+        projector_hidden_dim=12, projector_output_dim=10, projector_layers=layers
+    ).eval()
+    state, x = method.state_dict(), torch.randn(5, 16)
+    linear = [k for k, v in state.items() if k.startswith("projector.") and v.ndim == 2]
+    assert linear == [f"projector.{3 * i}.weight" for i in range(layers)]
+    expected = x
+    for i, name in enumerate(linear):
+        expected = expected @ state[name].T + state[name.replace("weight", "bias")]
+        if i < layers - 1:  # fresh statistics: mean 0, variance 1
+            expected = (expected / math.sqrt(1 + 1e-5)).clamp(min=0)
+    torch.testing.assert_close(method.projector(x), expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["projector_hidden_dim", "projector_output_dim", "projector_layers"]
+)
 def test_sizes_must_be_positive(name):
     with pytest.raises(ConfigError, match=f"^{name}: must be positive, got 0$"):
         SiameseConfig(type="siamese", **{name: 0})

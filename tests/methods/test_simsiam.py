@@ -187,3 +187,8 @@ def test_parameter_count_of_the_published_table():
 def test_fields_must_be_positive(field, value):
     with pytest.raises(ConfigError, match=f"{field}: must be positive, got {value}"):
         SimSiamConfig(type="simsiam", **{field: value})
+
+
+def test_another_number_of_layers_is_refused():
+    with pytest.raises(ConfigError, match="projector_layers: the projector of simsiam has 3, got"):
+        SimSiamConfig(type="simsiam", projector_layers=2)
