@@ -27,7 +27,7 @@ from sslsv.evaluations.base import EvaluationConfig, TaskConfig
 from sslsv.files import atomic_write
 from sslsv.methods.base import MethodConfig
 from sslsv.registry import ENCODERS, EVALUATIONS, METHODS
-from sslsv.trainer.trainer import TrainerConfig
+from sslsv.trainer.config import TrainerConfig
 
 RESOLVED_NAME = "resolved_config.yml"
 KeyPath = tuple[str, ...]  # ("evaluation", "test", "0", "trials")
@@ -53,16 +53,25 @@ class Config:
 
     def check(self, world_size: int = 1) -> None:
         """Refuse combinations of sections that contradict each other."""
-        wanted = METHODS.get(self.method.type).cls.views  # type: ignore[attr-defined]
-        if self.dataset.sampling != wanted:
+        method: Any = METHODS.get(self.method.type).cls
+        wanted = method.views
+        if self.dataset.sampling not in (wanted, *method.also_views):
             raise ConfigError(
                 f"method.type: '{self.method.type}' needs {wanted} views but the dataset gives "
                 f"{self.dataset.sampling} ones; {_SAMPLING_HINTS[wanted]}"
             )
-        if self.dataset.ssps:
+        if self.method.ssps and not method.positives:
             raise ConfigError(
-                "dataset.ssps: no method section uses the reference view; set it to false"
+                f"method.ssps: '{self.method.type}' compares no positives that could be replaced; "
+                "remove the section"
             )
+        if self.dataset.ssps and not self.method.ssps:
+            raise ConfigError(
+                "dataset.ssps: nothing uses the reference view without a section method.ssps; add "
+                "one or set dataset.ssps: false"
+            )
+        if self.method.ssps and not self.dataset.ssps:
+            raise ConfigError("method.ssps: needs the reference view; set dataset.ssps: true")
         if self.trainer.batch_size % world_size:
             raise ConfigError(
                 f"trainer.batch_size: {self.trainer.batch_size} does not divide over {world_size} "

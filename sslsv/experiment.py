@@ -11,7 +11,7 @@ import torch
 from sslsv import distributed
 from sslsv.config import Config, save_resolved, to_dict
 from sslsv.datasets.loader import Loader
-from sslsv.datasets.manifest import read_manifest
+from sslsv.datasets.manifest import Manifest, read_manifest
 from sslsv.datasets.preflight import preflight
 from sslsv.datasets.samplers import make_batches
 from sslsv.datasets.views import SpeechDataset
@@ -22,6 +22,7 @@ from sslsv.evaluations.baselines import mfcc_statistics
 from sslsv.evaluations.trials import write_scores
 from sslsv.files import read_json, write_json
 from sslsv.methods.base import Method
+from sslsv.methods.ssps import SSPS
 from sslsv.registry import ENCODERS, EVALUATIONS, METHODS
 from sslsv.trainer import checkpoint
 from sslsv.trainer.tracking import say
@@ -45,8 +46,13 @@ def build_trainer(config: Config) -> Trainer:
     assert config.run_dir is not None
     _set_determinism(config)
     dataset = config.dataset
+    ssps = config.method.ssps
     manifest = read_manifest(
-        dataset.train, dataset.base_path, dataset.label_key, dataset.max_samples
+        dataset.train,
+        dataset.base_path,
+        dataset.label_key,
+        dataset.max_samples,
+        ssps.metric_columns if ssps else (),
     )
     preflight(manifest, dataset)
     config.method.check_labels(len(manifest.label_names))
@@ -62,6 +68,7 @@ def build_trainer(config: Config) -> Trainer:
     device = distributed.default_device()
     speech = SpeechDataset(manifest, dataset, config.seed, augment_later=device.type == "cuda")
     method = build_method(config)
+    method.on_data(len(manifest))
 
     def validate() -> dict[str, float]:
         found = _run_tasks(tasks, method.eval().embed, device)
@@ -77,7 +84,20 @@ def build_trainer(config: Config) -> Trainer:
         device,
         validate if tasks else None,
         manifest.file,
+        _build_ssps(config, method, manifest) if ssps else None,
     )
+
+
+def _build_ssps(config: Config, method: Method, manifest: Manifest) -> SSPS:
+    """With buffers for what the method gives as positives, seen on two crops of silence."""
+    assert config.method.ssps
+    views = [torch.zeros(2, view.samples) for view in config.dataset.views()[:-1]]
+    method.eval()
+    with torch.no_grad():
+        outputs = method(views)
+    shapes = {name: outputs[name].shape[1:] for name in method.positives}
+    dim = config.encoder.encoder_dim
+    return SSPS(config.method.ssps, len(manifest), dim, shapes, manifest.columns)
 
 
 def train(config: Config) -> None:

@@ -221,13 +221,30 @@ class TestSchema:
                 "score_norm: not available",
             ),
             ("trainer.wandb_id=x", "trainer.wandb_id: logging to wandb is not available yet"),
-            ("dataset.ssps=true", "dataset.ssps: no method section uses the reference view"),
         ],
     )
     def test_what_does_not_exist_yet_is_refused(
         self, refuse: Refuse, override: str, message: str
     ) -> None:
         assert message in refuse("", override)
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (["dataset.ssps=true"], "dataset.ssps: nothing uses the reference view without"),
+            (["method.ssps={start_epoch: 3}"], "method.ssps: needs the reference view; set datas"),
+            (
+                ["method.ssps={inter_sampling_size: 5, kmeans_nb_prototypes: 5}"],
+                "method.ssps.inter_sampling_size: a cluster has 4 others",
+            ),
+            (["method.ssps={pos_queue_size: 0}"], "method.ssps.pos_queue_size: must be at least 1"),
+            (["method.ssps={sampling: kmean}"], "method.ssps.sampling: expected knn, kmeans"),
+        ],
+    )
+    def test_positives_of_other_utterances_need_both_sections(
+        self, refuse: Refuse, overrides: list[str], message: str
+    ) -> None:
+        assert message in refuse("", *overrides)
 
     def test_numbers_are_those_of_yaml_1_2(self, load: Load) -> None:
         config = load("trainer:\n  learning_rate: 1e-3\n  weight_decay: 0\n  epochs: 0x10\n")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ class Manifest:
     labels: np.ndarray  # (R,) int64, codes in order of first appearance
     label_names: list[str]  # code -> name
     lines: np.ndarray  # (R,) int64, line of the CSV, for messages
+    columns: dict[str, np.ndarray] = field(default_factory=dict)  # (R,) int64 codes of others
 
     def __len__(self) -> int:
         return len(self.files)
@@ -71,9 +73,14 @@ class Manifest:
 
 
 def read_manifest(
-    name: str | Path, base_path: Path, label_key: str = "Speaker", max_samples: int | None = None
+    name: str | Path,
+    base_path: Path,
+    label_key: str = "Speaker",
+    max_samples: int | None = None,
+    columns: Sequence[str] = (),
 ) -> Manifest:
-    """Read ``base_path/name``: a CSV with a column ``File`` and a column ``label_key``.
+    """Read ``base_path/name``: a CSV with a column ``File`` and a column ``label_key``, and others
+    in ``columns`` that metrics are to be taken of.
 
     Where a column ``Set`` exists only its ``train`` rows are used; labels are coded after that.
     Raises DataError naming file, column or line.
@@ -92,11 +99,15 @@ def read_manifest(
         raise DataError(f"{path}: cannot be read as CSV ({str(error).strip()})") from None
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes surplus fields for row names
         raise DataError(f"{path} line 2: more fields than the header's {len(table.columns)}")
-    for column in ("File", label_key):
+    hints = {
+        **dict.fromkeys(columns, " (method.ssps.metric_columns names it)"),
+        label_key: " (dataset.label_key names the label column)",
+        "File": "",
+    }
+    for column, hint in reversed(hints.items()):
         if column not in table.columns:
             raise DataError(
-                f"{path}: no column '{column}'; its columns are {', '.join(table.columns)}"
-                + (" (dataset.label_key names the label column)" if column == label_key else "")
+                f"{path}: no column '{column}'; its columns are {', '.join(table.columns)}{hint}"
             )
     if "Set" in table.columns:
         table = table[table["Set"] == "train"]
@@ -114,4 +125,5 @@ def read_manifest(
         labels=codes.astype(np.int64),
         label_names=list(names),
         lines=table.index.to_numpy(dtype=np.int64) + 2,
+        columns={name: pd.factorize(table[name])[0].astype(np.int64) for name in columns},
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sslsv.datasets.views import Batch, DatasetConfig
 from sslsv.encoders.base import Encoder, EncoderConfig
 from sslsv.errors import ConfigError
+from sslsv.methods.ssps import SSPSConfig
 
 Sampling = Literal["single", "siamese", "multicrop"]
 Outputs = dict[str, Tensor]
@@ -23,6 +24,7 @@ class MethodConfig:
     """A method's own dataclass adds its fields."""
 
     type: str  # which method
+    ssps: SSPSConfig | None = None  # positives of other utterances, where the method has any
 
     needs_sequence: ClassVar[bool] = False  # of an encoder without pooling, (B, D, F)
 
@@ -63,6 +65,7 @@ class Method(nn.Module):
     """
 
     views: ClassVar[Sampling]
+    also_views: ClassVar[tuple[Sampling, ...]] = ()  # other samplings that it takes
     positives: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: MethodConfig, encoder: Encoder):
@@ -87,17 +90,40 @@ class Method(nn.Module):
 
     def embed(self, wave: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """The representation to evaluate: (B, T) -> (B, D); see ``Encoder.embed``."""
-        return self.encoder.embed(wave, lengths)
+        return self.embedder.embed(wave, lengths)
+
+    @property
+    def embedder(self) -> Encoder:
+        """The encoder that gives the representation."""
+        return self.encoder
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups. A group with ``fixed_lr: True`` keeps the initial learning rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def on_data(self, rows: int) -> None:
+        """Once, before a checkpoint is loaded: how many rows the training list has."""
+
+    def memories(self) -> dict[str, Tensor]:
+        """What only a training needs beside the weights, such as an embedding of each row: kept in
+        model_latest.pt, and loaded in place. Empty before ``on_data``."""
+        return {}
+
+    def wants_pass(self) -> bool:
+        """Whether ``observe`` must see each batch of the coming epoch before it is trained on."""
+        return False
+
+    def observe(self, batch: Batch) -> None:
+        """Fill memories from a batch, without gradient."""
 
     def on_train_start(self) -> None:
         """Before the first epoch of a run or of a resumed run."""
 
     def on_epoch_start(self) -> None:
         """Before each epoch."""
+
+    def on_gradients(self) -> None:
+        """Between the backward pass and the optimiser step: clip or drop gradients here."""
 
     def on_step_end(self, outputs: Outputs, batch: Batch, frozen: Tensor) -> None:
         """After each optimiser step: where teachers and queues are updated from what ``forward``

@@ -20,6 +20,7 @@ class Clusters(NamedTuple):
 
     centroids: Tensor  # (K, D) float32 of unit length, the same in every process
     assignments: Tensor  # (n,) int64, nearest centroid of each of this process's rows
+    cosines: Tensor  # (n,) float32, of each of this process's rows with its centroid
     similarity: Tensor  # scalar, mean cosine of all rows with their centroids
 
 
@@ -43,9 +44,9 @@ def spherical_kmeans(x: Tensor, count: int, iterations: int = 10, seed: int = 0)
     for _ in range(iterations):
         assignments, similarities = assign(x, centroids)
         centroids = _centroids(x, assignments, similarities, count, first)
-    assignments, similarities = assign(x, centroids)
-    total = distributed.reduce_sum(similarities.double().sum())
-    return Clusters(centroids, assignments, total / sum(sizes))
+    assignments, cosines = assign(x, centroids)
+    total = distributed.reduce_sum(cosines.double().sum())
+    return Clusters(centroids, assignments, cosines, total / sum(sizes))
 
 
 def assign(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:

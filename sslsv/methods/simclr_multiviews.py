@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from sslsv.datasets.views import Batch, DatasetConfig
 from sslsv.encoders.base import EncoderConfig
 from sslsv.errors import ConfigError
 from sslsv.methods.base import Metrics, Outputs
+from sslsv.methods.heads import by_length
 from sslsv.methods.simclr_margins import SimCLRMargins, SimCLRMarginsConfig
 from sslsv.registry import register_method
 
@@ -54,24 +54,24 @@ class SimCLRMultiViews(SimCLRMargins):
     """
 
     views = "multicrop"
-    positives = ()
+    positives = ("globals",)
     config: SimCLRMultiViewsConfig
 
     def forward(self, views: list[Tensor]) -> Outputs:
-        by_length = groupby(views, key=lambda view: view.shape[1])
-        y = torch.cat([self.encoder(torch.cat(list(group))) for _, group in by_length])  # (V·N, D)
+        y = torch.cat(by_length(self.encoder, views))  # (V·N, D)
         z = self.projector(y).unflatten(0, (len(views), -1)).transpose(0, 1)  # (N, V, D)
-        return {"z": z} | self.margin.outputs(len(z))
+        keys, anchors = z[:, :_GLOBALS], z[:, _GLOBALS:]
+        return {"globals": keys, "locals": anchors} | self.margin.outputs(len(z))
 
     def loss(self, outputs: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
-        z, norms = outputs["z"], self._norms(outputs)
+        norms = self._norms(outputs)
         margin = self.margin.value(outputs, self.progress, norms)
-        n, count = len(z), z.shape[1] - _GLOBALS  # L, anchors of an utterance
-        z = F.normalize(z, dim=-1)
-        keys = distributed.gather(z[:, :_GLOBALS]).flatten(0, 1)  # (W·N·2, D)
-        cosines = z[:, _GLOBALS:].flatten(0, 1) @ keys.T  # (N·L, W·N·2)
+        n, count = outputs["locals"].shape[:2]  # N, anchors of an utterance
+        anchors = F.normalize(outputs["locals"], dim=-1).flatten(0, 1)  # (N·L, D)
+        keys = distributed.gather(F.normalize(outputs["globals"], dim=-1)).flatten(0, 1)
+        cosines = anchors @ keys.T  # (N·L, W·N·2)
 
-        utterance = torch.arange(n, device=z.device).repeat_interleave(count)
+        utterance = torch.arange(n, device=keys.device).repeat_interleave(count)
         first = _GLOBALS * (utterance + distributed.rank() * n)
         loss = self.margin.penalty(norms)
         for positive, other in ((first, first + 1), (first + 1, first)):
@@ -81,9 +81,8 @@ class SimCLRMultiViews(SimCLRMargins):
         return loss, {"train/loss": loss.detach(), "train/margin": margin.detach().mean()}
 
     def on_step_end(self, outputs: Outputs, batch: Batch, frozen: Tensor) -> None:
-        z = F.normalize(outputs["z"], dim=-1)
-        cosines = z[:, _GLOBALS:] @ z[:, :_GLOBALS].mT  # (N, L, 2)
-        self.margin.update(cosines, self._norms(outputs), frozen)
+        anchors, keys = (F.normalize(outputs[name], dim=-1) for name in ("locals", "globals"))
+        self.margin.update(anchors @ keys.mT, self._norms(outputs), frozen)  # (N, L, 2)
 
     def _norms(self, outputs: Outputs) -> Tensor:
-        return outputs["z"][:, _GLOBALS:].flatten(0, 1).norm(dim=-1, keepdim=True)  # (N·L, 1)
+        return outputs["locals"].flatten(0, 1).norm(dim=-1, keepdim=True)  # (N·L, 1)

@@ -109,6 +109,17 @@ def load_encoder(
     return remarks
 
 
+def load_memories(own: Mapping[str, Tensor], saved: Mapping[str, Tensor], source: Path) -> None:
+    """Fill ``own`` in place with what is there of it; a pass over the data fills the rest."""
+    for name in own.keys() & saved.keys():
+        if own[name].shape != saved[name].shape:
+            raise CheckpointError(
+                f"{source}: its {name} is {tuple(saved[name].shape)}, not "
+                f"{tuple(own[name].shape)}: it is of another training list or of other settings"
+            )
+        own[name].copy_(saved[name])
+
+
 def _owner(key: str) -> str:
     """The first part of a name: encoder, projector, …"""
     return key.partition(".")[0]

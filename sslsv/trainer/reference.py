@@ -24,6 +24,8 @@ NUMPY_NUMBERS: list[Any] = [
 # With ``pooling: false`` the reference makes the pooling of ecapatdnn as well, and does not use it.
 IDLE = ("encoder.asp.", "encoder.asp_bn.")
 
+_RENAMED = {"loss_fn.center": "center"}  # of DINO
+
 
 def made(state: dict[str, Any]) -> bool:
     """Whether the reference wrote ``state``: it keeps no configuration with the weights."""
@@ -35,6 +37,7 @@ def converted(state: dict[str, Any]) -> dict[str, Any]:
     model = state["model"]
     if all(key.startswith("module.") for key in model):
         model = {key.removeprefix("module."): value for key, value in model.items()}
+    model = {_RENAMED.get(key, key): value for key, value in model.items()}
     plain = {key: x.item() if isinstance(x, np.generic) else x for key, x in state.items()}
     return {**plain, "model": model}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,68 +18,19 @@ from sslsv import distributed
 from sslsv.datasets.loader import Loader
 from sslsv.datasets.samplers import Batches
 from sslsv.datasets.views import Batch
-from sslsv.errors import CheckpointError, ConfigError, listing
-from sslsv.methods.base import Method, Progress
+from sslsv.errors import CheckpointError, listing
+from sslsv.methods.base import Method, Outputs, Progress
 from sslsv.methods.base import Metrics as StepMetrics
+from sslsv.methods.ssps import SSPS, reference_embeddings
 from sslsv.trainer import checkpoint, reference
+from sslsv.trainer.config import TrainerConfig
 from sslsv.trainer.guard import CHECK_EVERY, FiniteGuard, NonFiniteLoss
-from sslsv.trainer.schedules import ScheduleName, learning_rate
+from sslsv.trainer.schedules import learning_rate
 from sslsv.trainer.signals import collapse, embedding_signals
 from sslsv.trainer.skipped import SkippedFiles
 from sslsv.trainer.tracking import Tracker, progress_bar, say
 
 Metrics = dict[str, float]
-
-
-@dataclass(kw_only=True)
-class TrainerConfig:
-    """YAML section ``trainer``."""
-
-    epochs: int = 100  # length of the training and of its schedules
-    stop_at_epoch: int | None = None  # end after this many epochs, schedules unchanged
-    batch_size: int = 256  # utterances of a step over all processes
-    learning_rate: float = 0.001  # initial, or highest after a warm-up
-    learning_rate_sched: ScheduleName = "default"  # x 0.95 each 5 epochs, or half a cosine
-    learning_rate_min: float = 1e-5  # where a cosine ends
-    learning_rate_warmup: int = 10  # epochs, for warmup+cosine
-    weight_decay: float = 0.0
-    optimizer: Literal["adam", "sgd", "adamw"] = "adam"  # sgd has momentum 0.9
-    patience: int = 100  # epochs without a better tracked metric before stopping
-    tracked_metric: str = "val/sv_cosine/voxceleb1_test_O/eer"  # chooses model_best.pt
-    tracked_mode: Literal["min", "max"] = "min"  # which values of it are better
-    ddp_sync_batchnorm: bool = True  # batch norm statistics over all GPUs
-    mixed_precision: bool = False  # bfloat16 autocast of the network; losses stay float32
-    init_weights: Path | None = None  # start from the weights of this checkpoint
-    last_checkpoint: Path | None = None  # go on from this checkpoint, optimiser and epoch too
-    wandb_id: str | None = None
-    wandb_project: str = "sslsv"
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        if self.stop_at_epoch is not None and self.stop_at_epoch < 1:
-            raise ConfigError(f"stop_at_epoch: must be at least 1, got {self.stop_at_epoch}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ConfigError(f"learning_rate: must be positive, got {self.learning_rate}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"weight_decay: must be 0 or more, got {self.weight_decay}")
-        if self.learning_rate_sched != "default" and not (
-            0 <= self.learning_rate_min <= self.learning_rate
-        ):
-            raise ConfigError(
-                f"learning_rate_min: must be between 0 and learning_rate {self.learning_rate}, "
-                f"got {self.learning_rate_min}"
-            )
-        if self.learning_rate_sched == "warmup+cosine" and not (
-            0 <= self.learning_rate_warmup < self.epochs
-        ):
-            raise ConfigError(
-                f"learning_rate_warmup: must be at least 0 and less than epochs {self.epochs}, "
-                f"got {self.learning_rate_warmup}"
-            )
-        if self.wandb_id is not None:
-            raise ConfigError("wandb_id: logging to wandb is not available yet; remove the key")
 
 
 def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:
@@ -93,7 +44,7 @@ _FIXED_KEYS = {"trainer.optimizer", "trainer.batch_size"}
 
 
 class Trainer:
-    """Trains ``method`` on ``loader`` and keeps the run in ``run_dir``.
+    """Trains ``method`` on ``loader`` and keeps the run in ``run_dir``; ``ssps`` changes positives.
 
     ``settings`` is the resolved configuration, kept in checkpoints. ``validate`` returns metrics
     of the method as it stands; ``name_row`` turns a row of the training list into a file name.
@@ -110,6 +61,7 @@ class Trainer:
         device: torch.device,
         validate: Callable[[], Metrics] | None = None,
         name_row: Callable[[int], str] = str,
+        ssps: SSPS | None = None,
     ):
         self.config = config
         self.loader, self.sampler = loader, sampler
@@ -117,6 +69,7 @@ class Trainer:
         self.device = device
         self.validate, self.name_row = validate, name_row
         self.method = method.to(device)
+        self.ssps = ssps and ssps.to(device)
         self.network = self._wrap(self.method)
         self.optimizer = self._make_optimizer()
         self.guard = FiniteGuard(device)
@@ -162,8 +115,11 @@ class Trainer:
         self.sampler.set_epoch(self.epoch)
         self.method.train()
         self.method.progress = self.progress
+        self._observe()
         self.method.on_epoch_start()
+        found = self.ssps.on_epoch_start(self.epoch, self.progress.seed) if self.ssps else {}
         sums: dict[str, Tensor | float] = {}
+        counts: Counter[str] = Counter()  # of steps that gave a metric
         started, waited, loss = time.perf_counter(), 0.0, math.nan
         bar = progress_bar(self.steps_per_epoch, f"Epoch {self.epoch + 1}/{self.config.epochs}")
         fetched = time.perf_counter()
@@ -172,6 +128,7 @@ class Trainer:
             self.skipped.add(batch)
             for name, value in self.train_step(batch).items():
                 sums[name] = sums.get(name, 0.0) + value
+                counts[name] += 1
             if self.step % self.check_every == 0:
                 self._stop_if_not_finite()
                 loss = float(sums["train/loss"]) / done
@@ -185,7 +142,7 @@ class Trainer:
         self._synchronise_statistics()
         self.epoch += 1
         metrics = {
-            name: float(distributed.reduce_mean(self._as_double(total) / self.steps_per_epoch))
+            name: float(distributed.reduce_mean(self._as_double(total) / counts[name]))
             for name, total in sums.items()
         }
         status = self._status(metrics["train/loss"], self.steps_per_epoch, started, waited)
@@ -194,7 +151,33 @@ class Trainer:
         signals = self._signals(batch)
         if warning := collapse(signals):
             say(f"  warning: {warning}")
-        return metrics | signals | {"train/lr": self.learning_rate}
+        return metrics | found | signals | {"train/lr": self.learning_rate}
+
+    def _observe(self) -> None:
+        """Where memories are empty that the epoch needs: a pass over its batches that trains
+        nothing."""
+        method, ssps = self.method.wants_pass(), self.ssps and self.ssps.wants_pass(self.epoch)
+        if not method and not ssps:
+            return
+        with progress_bar(self.steps_per_epoch, "Filling memories") as bar:
+            for batch in self.loader:
+                batch = batch.to(self.device).augmented()
+                with self._autocast():
+                    if method:
+                        self.method.observe(batch)
+                    if ssps:
+                        self._observe_positives(batch)
+                bar.update()
+
+    @torch.no_grad()
+    def _observe_positives(self, batch: Batch) -> None:
+        assert self.ssps
+        *views, reference_view = batch.views
+        references = reference_embeddings(self.method.embedder, reference_view)
+        self.method.eval()
+        outputs = self.method(views)
+        self.method.train()
+        self.ssps.keep(outputs, batch.rows.to(self.device), references, self.guard.frozen)
 
     @torch.no_grad()
     def _signals(self, batch: Batch) -> Metrics:
@@ -212,22 +195,46 @@ class Trainer:
     def train_step(self, batch: Batch) -> StepMetrics:
         """Forward, backward, update; nothing in it waits for the device."""
         rows, batch = batch.rows, batch.to(self.device).augmented()
+        reference_view = batch.views.pop() if self.ssps else None
         self._set_learning_rate()
         self.method.progress = self.progress
-        with torch.autocast(self.device.type, torch.bfloat16, self.config.mixed_precision):
+        with self._autocast():
             outputs = self.network(batch.views)
         if self.config.mixed_precision:
             outputs = {name: x.float() for name, x in outputs.items()}
-        loss, metrics = self.method.loss(outputs, batch)
+        compared, found = self._with_pseudo_positives(outputs, rows, reference_view)
+        loss, metrics = self.method.loss(compared, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.guard.watch(loss, self.parameters, self.step, rows)
+        self.method.on_gradients()
         self.optimizer.found_inf = self.guard.frozen  # type: ignore[attr-defined]
         self.optimizer.step()
         self.step += 1
         detached = {name: x.detach() for name, x in outputs.items()}
         self.method.on_step_end(detached, batch, self.guard.frozen)
-        return metrics
+        return {**metrics, **found}
+
+    def _with_pseudo_positives(
+        self, outputs: Outputs, rows: Tensor, reference_view: Tensor | None
+    ) -> tuple[Outputs, StepMetrics]:
+        """What the loss is to compare, and metrics of it; the batch is remembered for others."""
+        if reference_view is None or not self.ssps or not self.ssps.watching_at(self.epoch):
+            return outputs, {}
+        with self._autocast():
+            references = reference_embeddings(self.method.embedder, reference_view)
+        rows = rows.to(self.device, non_blocking=True)
+        compared: Outputs = outputs
+        found: StepMetrics = {}
+        if self.ssps.sampling_at(self.epoch):
+            compared, found = self.ssps.replace(
+                outputs, rows, references, self.step, self.progress.seed
+            )
+        self.ssps.keep(outputs, rows, references, self.guard.frozen)
+        return compared, found
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, self.config.mixed_precision)
 
     # ------------------------------------------------------------------------ its parts
 
@@ -347,8 +354,15 @@ class Trainer:
             "model": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rng": torch.get_rng_state(),
+            "memories": self.memories,
             "config": json.dumps(self.settings),
         }
+
+    @property
+    def memories(self) -> dict[str, Tensor]:
+        """Of the method and of SSPS, by name."""
+        own = self.ssps.memories() if self.ssps else {}
+        return self.method.memories() | {f"ssps.{name}": x for name, x in own.items()}
 
     def load_state_dict(self, state: dict[str, Any], source: Path) -> None:
         checkpoint.load_weights(self.method, state, source)
@@ -359,6 +373,7 @@ class Trainer:
             self.best_metric = state["best_metric"]
             self.stale_epochs = state["stale_epochs"]
             torch.set_rng_state(state["rng"].cpu())
+            checkpoint.load_memories(self.memories, state.get("memories", {}), source)
         except (KeyError, ValueError) as error:
             raise CheckpointError(
                 f"{source}: holds weights but not the state of a training of this kind ({error}); "

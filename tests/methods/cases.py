@@ -52,15 +52,16 @@ class Case:
 
     type: str
     fields: dict[str, Any] = field(default_factory=dict)
+    sampling: str | None = None  # where it is not the usual one of the method
 
     @property
     def name(self) -> str:
         """Different for every case."""
-        return f"{self.type}-{_words(self.fields)}"
+        return f"{self.type}-{_words(self.fields)}" + (f"-{self.sampling}" if self.sampling else "")
 
     @property
     def views(self) -> str:
-        return METHODS.get(self.type).cls.views  # type: ignore[attr-defined]
+        return self.sampling or METHODS.get(self.type).cls.views  # type: ignore[attr-defined]
 
     def config(self) -> Any:
         """Made as a YAML file's section is."""
@@ -68,11 +69,16 @@ class Case:
         return from_dict(data).method
 
     def method(self, encoder: Encoder | None = None) -> Method:
-        """The same weights each time."""
+        """Ready for its first step; the same weights each time."""
         torch.manual_seed(1)
         config = self.config()
         encoder = encoder or Tiny(sequence=config.needs_sequence)
-        return METHODS.get(self.type).cls(config, encoder)
+        method = METHODS.get(self.type).cls(config, encoder)
+        method.on_data(ROWS)
+        if method.wants_pass():
+            method.observe(self.batch())
+        method.on_epoch_start()
+        return method
 
     def batch(self, seed: int = 0, rows: int = ROWS, dtype: torch.dtype | None = None) -> Batch:
         """Views that differ by noise, and labels 0, 1, 2, 3, 0, 1, …"""
@@ -88,6 +94,8 @@ class Case:
 
 PROJECTOR = {"projector_hidden_dim": 12, "projector_output_dim": 10}
 QUEUE = {"queue_size": 32, "temperature": 0.2}
+SWAV = {"nb_prototypes": 6, "queue_start_epoch": 0, "freeze_prototypes_epochs": 0}
+HEAD = {"head_hidden_dim": 12, "head_bottleneck_dim": 8, "head_output_dim": 20}
 _MARGINS = "sphereface cosface arcface curricularface magface adaface".split()
 
 CASES = [
@@ -123,6 +131,12 @@ CASES = [
         for m in _MARGINS
     ),
     Case("simclr_multiviews", {**PROJECTOR, "loss": {"loss": "nt-xent-cosface"}}),
+    Case("deepcluster", {**PROJECTOR, "nb_prototypes": [3, 4, 5], "kmeans_nb_iters": 3}),
+    Case("swav", {**PROJECTOR, **SWAV, "queue_size": 0}),
+    Case("swav", {"enable_projector": False, **SWAV, "queue_size": 16}),
+    Case("swav", {**PROJECTOR, **SWAV, "queue_size": 16}, "multicrop"),
+    Case("dino", HEAD),
+    Case("dino", {"enable_projector": False, "centering": False, "clip_grad": 0.0}),
     Case("supervised", {"nb_classes": 4}),
     Case("supervised", {"nb_classes": 4, "classifier": "linear"}),
     Case("supervised", {"nb_classes": 4, "freeze_encoder": True}),

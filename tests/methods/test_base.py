@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sslsv.methods.base import Method, Progress
 from sslsv.registry import METHODS
+from sslsv.trainer import checkpoint
 
 STEPS = 4
 
@@ -36,9 +38,14 @@ def step(method: Method, optimizer: torch.optim.Optimizer, case: Case, number: i
     loss, _ = method.loss(outputs, batch)
     optimizer.zero_grad()
     loss.backward()
+    method.on_gradients()
     optimizer.step()
     method.on_step_end({k: v.detach() for k, v in outputs.items()}, batch, torch.zeros(()))
     return loss.detach()
+
+
+def state_of(method: Method) -> dict[str, Tensor]:
+    return copy.deepcopy({**method.state_dict(), **method.memories()})
 
 
 def make_optimizer(method: Method) -> torch.optim.Optimizer:
@@ -100,11 +107,11 @@ def test_loss_has_no_parameters_of_its_own(case):
 
 def test_forward_and_loss_change_no_state_but_batch_norm(case):
     method, batch = case.method().eval(), case.batch()
-    before = copy.deepcopy(method.state_dict())
+    before = state_of(method)
     for _ in range(2):
         first = method.loss(method(batch.views), batch)[0]
     assert torch.equal(first, method.loss(method(batch.views), batch)[0])
-    assert all(torch.equal(x, before[name]) for name, x in method.state_dict().items())
+    assert all(torch.equal(x, before[name]) for name, x in state_of(method).items())
 
 
 def test_embeddings_are_one_vector_an_utterance(case):
@@ -165,16 +172,18 @@ def test_the_step_after_a_restart_is_bit_identical(case):
     for number in range(STEPS - 1):
         step(method, optimizer, case, number)
     saved = copy.deepcopy({"model": method.state_dict(), "optimizer": optimizer.state_dict()})
+    memories = copy.deepcopy(method.memories())
 
     other = case.method()
     other_optimizer = make_optimizer(other)
     other.load_state_dict(saved["model"])
     other_optimizer.load_state_dict(saved["optimizer"])
+    checkpoint.load_memories(other.memories(), memories, Path("model_latest.pt"))
     assert torch.equal(
         step(method, optimizer, case, STEPS - 1), step(other, other_optimizer, case, STEPS - 1)
     )
-    theirs = other.state_dict()
-    assert all(torch.equal(x, theirs[name]) for name, x in method.state_dict().items())
+    theirs = state_of(other)
+    assert all(torch.equal(x, theirs[name]) for name, x in state_of(method).items())
 
 
 def test_a_frozen_step_changes_no_teacher_and_no_queue(case):
@@ -182,9 +191,9 @@ def test_a_frozen_step_changes_no_teacher_and_no_queue(case):
     for parameter in trainable(method).values():  # so that a teacher has something to follow
         parameter.data += 0.1
     outputs = {name: x.detach() for name, x in method(batch.views).items()}
-    before = copy.deepcopy(method.state_dict())
+    before = state_of(method)
     method.on_step_end(outputs, batch, torch.ones(()))
-    assert all(torch.equal(x, before[name]) for name, x in method.state_dict().items())
+    assert all(torch.equal(x, before[name]) for name, x in state_of(method).items())
 
 
 def test_no_step_waits_for_the_device(case):

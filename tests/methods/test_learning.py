@@ -15,11 +15,13 @@ from sslsv.experiment import train
 
 EPOCHS = 16
 # The loss of a method with a moving target (a teacher, a filling queue) need not fall.
-MOVING = {"moco", "moco_margins", "byol"}
+MOVING = {"moco", "moco_margins", "byol", "dino"}
 TYPES = sorted({case.type for case in CASES})
 ENOUGH: dict[str, dict[str, Any]] = {  # where the small case of a type is too small to learn
     "wmse": {"projector_hidden_dim": 64, "projector_output_dim": 7, "whitening_size": 16},
     "supervised": {"nb_classes": 8},
+    "swav": {"projector_hidden_dim": 64, "projector_output_dim": 16, "nb_prototypes": 16},
+    "dino": {"head_hidden_dim": 64, "head_bottleneck_dim": 16, "head_output_dim": 64},
     "simsiam": {"projector_hidden_dim": 64, "projector_output_dim": 64, "pred_hidden_dim": 16},
 }
 

@@ -45,11 +45,16 @@ def train(case: Case, rank: int, world: int) -> dict[str, Any]:
             gradients = {
                 name: p.grad.clone() for name, p in method.named_parameters() if p.grad is not None
             }
+        method.on_gradients()
         optimizer.step()
         detached = {name: x.detach() for name, x in outputs.items()}
         method.on_step_end(detached, batch, torch.zeros((), dtype=torch.float64))
         losses.append(loss.item())
-    return {"losses": losses, "gradients": gradients, "state": method.state_dict()}
+    return {
+        "losses": losses,
+        "gradients": gradients,
+        "state": {**method.state_dict(), **method.memories()},
+    }
 
 
 def work(rank: int, folder: Path) -> None:
@@ -73,7 +78,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        error, size = (found[name] - tensor).double().norm(), tensor.double().norm()
+        x, y = found[name].double(), tensor.double()
+        error, size = (x - y).norm(), y.norm()
         assert error <= 1e-6 * size + 1e-12, name  # some gradients are 0 but for rounding
 
 

@@ -15,7 +15,8 @@ from sslsv.datasets.loader import Loader
 from sslsv.datasets.samplers import Draw, ShuffledBatches
 from sslsv.datasets.views import Batch
 from sslsv.methods.base import Method, MethodConfig, Metrics, Outputs
-from sslsv.trainer.trainer import Trainer, TrainerConfig
+from sslsv.trainer.config import TrainerConfig
+from sslsv.trainer.trainer import Trainer
 
 ROWS, INPUTS, HIDDEN, BATCH = 12, 5, 3, 4
 

@@ -15,7 +15,8 @@ from sslsv.config import load_config
 from sslsv.datasets.views import SpeechDataset
 from sslsv.errors import CheckpointError, ConfigError
 from sslsv.trainer import checkpoint
-from sslsv.trainer.trainer import Trainer, TrainerConfig
+from sslsv.trainer.config import TrainerConfig
+from sslsv.trainer.trainer import Trainer
 
 ROWS, STEPS_PER_EPOCH = 12, 3  # of make_trainer
 HIGH, LOW = 0.05, 1e-5
