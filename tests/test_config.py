@@ -238,7 +238,10 @@ class TestSchema:
                 "method.ssps.inter_sampling_size: a cluster has 4 others",
             ),
             (["method.ssps={pos_queue_size: 0}"], "method.ssps.pos_queue_size: must be at least 1"),
-            (["method.ssps={sampling: kmean}"], "method.ssps.sampling: expected knn, kmeans"),
+            (
+                ["method.ssps={sampling: kmean}"],
+                "method.ssps.sampling: expected one of knn, kmeans",
+            ),
         ],
     )
     def test_positives_of_other_utterances_need_both_sections(
