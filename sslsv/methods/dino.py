@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from sslsv import distributed
 from sslsv.datasets.views import Batch, DatasetConfig
@@ -107,25 +108,40 @@ class NoHead(nn.Module):
         return x
 
 
+class _Distillation(torch.autograd.Function):
+    """See ``distillation``. Loss and gradient are made together, one view after the other: beside
+    the gradient nothing is stored that has the size of the scores."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        n, v, g = *student.shape[:2], teacher.shape[1]
+        weight = 1 / (n * g * (v - 1))  # of a row of a pair of views
+        everyone = teacher.sum(dim=1)  # (N, K)
+        loss, gradient = student.new_zeros(()), torch.empty_like(student)
+        for view in range(v):
+            own = view < g  # the teacher has seen this very view, which is no pair
+            target = everyone - teacher[:, view] if own else everyone
+            log_q = F.log_softmax(student[:, view] / temperature, dim=-1)
+            loss -= weight * torch.linalg.vecdot(target, log_q).sum()
+            part = torch.exp(log_q, out=gradient[:, view]).mul_(g - own)
+            part.sub_(target).mul_(weight / temperature)
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * upstream, None, None
+
+
 def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """``-sum_k p_k log softmax(student / tau_s)_k``, mean over rows and over pairs of a teacher's
     view with another view of the student (arXiv 2104.14294, eq. 3).
 
-    student: (N, V, K) scores; teacher: (N, G, K) probabilities, of the first G views.
-
-    Views have many teachers and the cross entropy is linear in p, so these are added up first:
-    then each row of scores is read once, and its log-softmax never stored.
+    student: (N, V, K) scores; teacher: (N, G, K) probabilities p, of the first G views, which get
+    no gradient. The cross entropy is linear in p, so the teachers of a view are added up first.
     """
-    v, g = student.shape[1], teacher.shape[1]
-    total = teacher.sum(dim=1)  # (N, K)
-    scores = student / temperature
-    log_sums = scores.logsumexp(dim=-1)  # (N, V)
-    views = torch.arange(v, device=student.device)
-    teachers = g - (views < g).to(log_sums.dtype)  # of each view
-    expected = torch.einsum("nvk,nk->nv", scores, total)
-    own = torch.einsum("ngk,ngk->ng", scores[:, :g], teacher)
-    expected = expected - F.pad(own, (0, v - g))
-    return (teachers * log_sums - expected).sum(dim=1).mean() / (g * (v - 1))
+    return _Distillation.apply(student, teacher, temperature)
 
 
 @register_method("dino", DINOConfig)
