@@ -85,6 +85,7 @@ class SSPS(nn.Module):
     latest_entry: Tensor  # (R,) of a row, if it is still there; earlier ones are stale
     cluster: Tensor  # (R,) of a row, -1: not seen
     place: Tensor  # (R,) of a row where rows are sorted by cluster, then by similarity to it
+    row_at: Tensor  # (R,) which row stands at a place
     first_place: Tensor  # (K + 1,) of a cluster, and behind the last one
     neighbours: Tensor  # (K, M) most similar clusters, the most similar first
     centroids: Tensor  # (K, D)
@@ -131,6 +132,7 @@ class SSPS(nn.Module):
         else:
             state["cluster"] = integers(rows)
             state["place"] = torch.zeros(rows, dtype=torch.int64)
+            state["row_at"] = torch.zeros(rows, dtype=torch.int64)
             state["first_place"] = torch.zeros(count + 1, dtype=torch.int64)
             state["neighbours"] = integers(count, max(1, config.inter_sampling_size))
             state["centroids"] = torch.zeros(count, dim)
@@ -172,6 +174,7 @@ class SSPS(nn.Module):
         self.centroids, self.cluster = clusters.centroids, clusters.cluster
         order = clusters.cosine.argsort(descending=True, stable=True)
         order = order[self.cluster[order].argsort(stable=True)]  # unseen rows, cluster 0, 1, …
+        self.row_at = order
         self.place[order] = torch.arange(len(order), device=order.device)
         sizes = torch.bincount(self.cluster + 1, minlength=c.kmeans_nb_prototypes + 1)
         self.first_place = sizes.cumsum(0)
@@ -236,38 +239,39 @@ class SSPS(nn.Module):
         rank = draw_rank(draws, sizes, c.inter_sampling_prob_fn, c.inter_sampling_prob_exp_lambda)
         return torch.where(own >= 0, self.neighbours[own, rank], -1)
 
-    def _usable(self) -> Tensor:
-        """Which entries of the queue are the latest of their row, (Q,)."""
-        entries = torch.arange(len(self.queue_rows), device=self.queue_rows.device)
-        return (self.queue_rows >= 0) & (self.latest_entry[self.queue_rows] == entries)
-
     def _rank(self, draws: Tensor, sizes: Tensor) -> Tensor:
         c = self.config
         return draw_rank(draws, sizes, c.intra_sampling_prob_fn, c.intra_sampling_prob_exp_lambda)
 
     def _representative(self, rows: Tensor, near: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """An entry of the queue that is in cluster ``near``, (N,), -1 where there is none; and
-        among how many it was drawn. The queue is sorted once for all rows."""
-        last = len(self.place)
-        places = torch.where(self._usable(), self.place[self.queue_rows], last)
-        places, entries = places.to(torch.int32).sort()
-        bounds = torch.stack((self.first_place[near], self.first_place[near + 1])).to(torch.int32)
-        bounds = bounds.masked_fill(near < 0, 0)
-        low, high = torch.searchsorted(places, bounds)
-        mine = self.place[rows].to(torch.int32)
-        own = torch.searchsorted(places, mine)  # where the row itself is, if it is
-        itself = (low <= own) & (own < high)
-        itself &= places[own.clamp(max=len(places) - 1)] == mine
-        size = (high - low - itself.long()).clamp(max=self.config.intra_sampling_size)
-        at = low + self._rank(draws, size)
-        at = at + (itself & (at >= own)).long()
-        found = entries[at.clamp(max=len(entries) - 1)]
-        return torch.where(size > 0, found, -1), size
+        among how many it was drawn.
+
+        Rows stand by cluster, in each the closest to the centroid first. Counting along this line
+        those that are in the queue tells how many a cluster has, and where its r-th one stands.
+        """
+        size = len(self.place)
+        queued = self.place.new_zeros(size + 1, dtype=torch.int32)
+        queued[torch.where(self.queue_rows >= 0, self.place[self.queue_rows], size)] = 1
+        counts = queued[:size].cumsum(0, dtype=torch.int32)  # up to and with each place
+        before = F.pad(counts, (1, 0))
+        low, high = before[self.first_place[near]], before[self.first_place[near + 1]]
+        mine = self.place[rows]
+        own = before[mine]
+        itself = (self.cluster[rows] == near) & (queued[mine] > 0)
+        pool = (high - low - itself.int()).clamp(max=self.config.intra_sampling_size)
+        pool = pool.masked_fill(near < 0, 0)
+        rank = low + self._rank(draws, pool)
+        rank = rank + (itself & (rank >= own)).int()
+        found = torch.searchsorted(counts, (rank + 1).int()).clamp(max=size - 1)
+        return torch.where(pool > 0, self.latest_entry[self.row_at[found]], -1), pool
 
     def _closest(self, rows: Tensor, references: Tensor, draws: Tensor) -> tuple[Tensor, Tensor]:
         """An entry of the queue among those closest to the references, likewise."""
         cosines = references.float() @ self.queue_references.T  # (N, Q)
-        usable = self._usable() & (self.queue_rows != rows[:, None])
+        entries = torch.arange(len(self.queue_rows), device=rows.device)
+        usable = (self.queue_rows >= 0) & (self.latest_entry[self.queue_rows] == entries)
+        usable = usable & (self.queue_rows != rows[:, None])
         cosines = cosines.masked_fill(~usable, -torch.inf)
         most = min(self.config.intra_sampling_size, len(self.queue_rows))
         size = usable.sum(dim=1).clamp(max=most)
