@@ -1,6 +1,7 @@
 """The command line: ``sslsv COMMAND``, and the scripts in ``sslsv/bin`` that call it.
 
-Exit codes: 0 done, 2 bad input (one sentence says what), 130 interrupted.
+Exit codes: 0 done, 2 bad input (one sentence says what), 130 interrupted; a training that was asked
+to stop and has saved ends with 143 (SIGTERM) or 130 (SIGINT).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sslsv.errors import UserError
+from sslsv.interrupt import Interrupted
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "sslsv") -> int:
@@ -43,6 +45,8 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Interrupted as interrupted:  # which has been said
+        return interrupted.code
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -24,6 +24,7 @@ from sslsv.datasets.views import DatasetConfig
 from sslsv.encoders.base import EncoderConfig
 from sslsv.errors import ConfigError
 from sslsv.evaluations.base import EvaluationConfig, TaskConfig
+from sslsv.evaluations.split import split_of
 from sslsv.files import atomic_write
 from sslsv.methods.base import MethodConfig
 from sslsv.registry import ENCODERS, EVALUATIONS, METHODS
@@ -72,10 +73,13 @@ class Config:
             )
         if self.method.ssps and not self.dataset.ssps:
             raise ConfigError("method.ssps: needs the reference view; set dataset.ssps: true")
-        if self.trainer.batch_size % world_size:
+        pieces = world_size * self.trainer.accumulation
+        if self.trainer.batch_size % pieces:
+            parts = f" in {self.trainer.accumulation} parts (trainer.accumulation)"
             raise ConfigError(
                 f"trainer.batch_size: {self.trainer.batch_size} does not divide over {world_size} "
-                f"processes; use a multiple of {world_size}"
+                f"processes{parts if self.trainer.accumulation > 1 else ''}; use a multiple of "
+                f"{pieces}"
             )
         if self.method.needs_sequence != self.encoder.gives_sequence:
             wanted, given = (
@@ -86,7 +90,8 @@ class Config:
                 f"method.type: '{self.method.type}' needs {wanted} but encoder.type "
                 f"'{self.encoder.type}' gives {given}; {_POOLING_HINTS[self.method.needs_sequence]}"
             )
-        self.method.check(self.trainer.batch_size, self.encoder, self.dataset)
+        together = self.trainer.batch_size // self.trainer.accumulation  # in one loss
+        self.method.check(together, self.encoder, self.dataset)
         shortest = self.encoder.min_samples
         lengths = {f"dataset.{name}": n for name, n in self.dataset.lengths().items()}
         for name in ("validation", "test"):
@@ -104,6 +109,12 @@ class Config:
                 f"encoder.mel_sample_rate: must be {audio.SAMPLE_RATE}, the rate at which audio is "
                 f"read, got {rate}; dataset.resample: true converts files of other rates"
             )
+        for i, task in enumerate(self.evaluation.test):
+            if split_of([task]):
+                raise ConfigError(
+                    f"evaluation.test.{i}.split: held-out speakers are for evaluation.validation "
+                    "only, while a model is trained; test on lists of trials in files"
+                )
         self._check_tracked_metric()
 
     def _check_tracked_metric(self) -> None:
@@ -111,12 +122,23 @@ class Config:
         if not tasks and tracked.startswith("val/"):  # nothing is validated, nothing tracked
             return
         offered = [f"val/{name}" for task in tasks for name in task.metric_names()]
-        offered.append("train/loss")
+        offered += ["train/loss", *self._signals()]
         if tracked not in offered:
             raise ConfigError(
                 f"trainer.tracked_metric: '{tracked}' is not among what this run measures: "
                 f"{', '.join(offered)} (evaluation.validation adds to them)"
             )
+
+    def _signals(self) -> list[str]:
+        """What each epoch tells of the embeddings without labels, and of clusters with them."""
+        names = []
+        if self.trainer.batch_size > 1:
+            names += ["train/effective_rank", "train/embedding_std", "train/uniformity"]
+            names += ["train/alignment"] if len(self.dataset.views()) > 1 else []
+        ssps = self.method.ssps
+        if ssps and ssps.clusters and ssps.start_epoch < self.trainer.epochs:
+            names += [f"train/ssps_kmeans_nmi_{name.lower()}" for name in ssps.metric_columns]
+        return names
 
 
 _OUTPUTS = {True: "a sequence of frames", False: "one vector for each utterance"}
@@ -355,8 +377,8 @@ def _build_value(hint: Any, value: Any, path: KeyPath) -> Any:
         return [_build_value(inner[0], v, (*path, str(i))) for i, v in enumerate(value)]
     if origin is tuple and isinstance(value, list) and len(value) == len(inner):
         return tuple(_build_value(inner[i], v, (*path, str(i))) for i, v in enumerate(value))
-    if origin is typing.Literal and value in inner:
-        return value
+    if origin is typing.Literal and any(type(value) is type(x) and value == x for x in inner):
+        return value  # types are compared since 1 equals true
     if kind is float and type(value) is int and abs(value) < 2**53:  # so that none is rounded
         return float(value)
     if kind is Path and isinstance(value, str):
@@ -381,7 +403,8 @@ def _brief(value: Any) -> str:
 def _type_name(hint: Any) -> str:
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
-        return "one of " + ", ".join(map(str, inner))
+        words = {True: "true", False: "false"}
+        return "one of " + ", ".join(words[x] if isinstance(x, bool) else str(x) for x in inner)
     if origin in (types.UnionType, typing.Union):
         return " or ".join(_type_name(choice) for choice in inner)
     if origin is list and is_dataclass(inner[0]):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sslsv.errors import UserError
 
 
 def rank() -> int:
@@ -35,7 +38,9 @@ def default_device() -> torch.device:
 def session() -> Iterator[None]:
     """Join the process group that ``torchrun`` describes in the environment, if it does.
 
-    NCCL with GPUs, gloo without. A process started by hand (no ``WORLD_SIZE``) stays alone.
+    NCCL with GPUs, gloo without. A process started by hand (no ``WORLD_SIZE``) stays alone. Where a
+    process is lost the others end with a UserError, at the latest after ``SSLSV_TIMEOUT_MINUTES``
+    (30) in which nothing was heard.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) < 2 or dist.is_initialized():
         yield
@@ -43,11 +48,29 @@ def session() -> Iterator[None]:
     device = default_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    minutes = float(os.environ.get("SSLSV_TIMEOUT_MINUTES", 30))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     try:
         yield
+    except RuntimeError as error:
+        if not _is_lost_contact(error):
+            raise
+        raise UserError(
+            f"process {rank()} has lost another process of this training, whose own message says "
+            f"why ({str(error).strip().splitlines()[0][:200]})"
+        ) from None
     finally:
         dist.destroy_process_group()
+
+
+def _is_lost_contact(error: RuntimeError) -> bool:
+    """Whether a collective operation failed since another process has gone or is silent."""
+    if isinstance(error, dist.DistError):
+        return True
+    return any(
+        words in str(error) for words in ("Connection closed by peer", "gloo", "Connection reset")
+    )
 
 
 class _Gather(torch.autograd.Function):

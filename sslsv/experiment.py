@@ -19,7 +19,8 @@ from sslsv.encoders.base import Encoder
 from sslsv.errors import ConfigError
 from sslsv.evaluations.base import Embed, Result, Task, TaskConfig
 from sslsv.evaluations.baselines import mfcc_statistics
-from sslsv.evaluations.trials import write_scores
+from sslsv.evaluations.split import hold_out, split_of
+from sslsv.evaluations.trials import Trials, write_scores
 from sslsv.files import read_json, write_json
 from sslsv.methods.base import Method
 from sslsv.methods.ssps import SSPS
@@ -55,8 +56,15 @@ def build_trainer(config: Config) -> Trainer:
         ssps.metric_columns if ssps else (),
     )
     preflight(manifest, dataset)
+    held_out = None
+    if split := split_of(config.evaluation.validation):
+        manifest, held_out = hold_out(manifest, split, config.seed)
+        say(
+            f"{split.speakers} speakers are held out for validation; {len(manifest):,} utterances "
+            f"of {len(manifest.label_names):,} others are left to train on"
+        )
     config.method.check_labels(len(manifest.label_names))
-    tasks = _build_tasks(config, config.evaluation.validation)
+    tasks = _build_tasks(config, config.evaluation.validation, held_out)
     sampler = make_batches(
         dataset.sampler,
         manifest.labels,
@@ -146,8 +154,15 @@ def evaluate(
     return {name: result.metrics for name, result in results.items()}
 
 
-def _build_tasks(config: Config, tasks: list[TaskConfig]) -> list[Task]:
-    return [EVALUATIONS.get(task.type).cls(task, config.dataset) for task in tasks]
+def _build_tasks(
+    config: Config, tasks: list[TaskConfig], held_out: Trials | None = None
+) -> list[Task]:
+    """``held_out`` is for a task with a section ``split``."""
+    built = []
+    for task in tasks:
+        trials = [held_out] if split_of([task]) else []
+        built.append(EVALUATIONS.get(task.type).cls(task, config.dataset, *trials))
+    return built
 
 
 def _run_tasks(tasks: list[Task], embed: Embed, device: torch.device) -> Result:

@@ -112,6 +112,7 @@ class TestGoodRun:
             "model_epoch-1.pt",
             "model_epoch-2.pt",
             "model_latest.pt",
+            "model_previous.pt",
         ]
         history = read_strict_json(folder / "training.json")
         assert list(history) == ["1", "2"]

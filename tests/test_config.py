@@ -197,6 +197,7 @@ class TestSchema:
         config = to_dict(load(text + "evaluation:\n  test:\n    - type: sv_cosine\n"))
         assert config["dataset"]["augmentation"] == AUGMENTATION
         assert typed(config["dataset"]["sampler"]) == typed(SAMPLER | {"enable": False})
+        assert config["evaluation"]["test"][0].pop("split") is None  # not a published key
         assert typed(config["evaluation"]["test"]) == typed([SV_COSINE])
 
     def test_defaults_of_tasks_other_than_verification(self) -> None:
@@ -220,7 +221,6 @@ class TestSchema:
                 "evaluation.test=[{type: sv_cosine, score_norm: s-norm}]",
                 "score_norm: not available",
             ),
-            ("trainer.wandb_id=x", "trainer.wandb_id: logging to wandb is not available yet"),
         ],
     )
     def test_what_does_not_exist_yet_is_refused(
@@ -317,13 +317,14 @@ TYPES = {
         "2.5": "a whole number or null, got 2.5 (float)",
     },
     "trainer.mixed_precision": {
-        "1": "true or false, got 1 (int)",
-        "yes": "true or false, got 'yes' (str)",
+        "1": "one of true, false, bf16, fp16, got 1 (int)",
+        "yes": "one of true, false, bf16, fp16, got 'yes' (str)",
     },
+    "trainer.ddp_sync_batchnorm": {"1": "true or false, got 1 (int)"},
     "trainer.optimizer": {
-        "adm": "one of adam, sgd, adamw, got 'adm' (str)",
-        "null": "one of adam, sgd, adamw, got null",
-        "[adam]": "one of adam, sgd, adamw, got ['adam'] (list)",
+        "adm": "one of adam, sgd, adamw, lars, got 'adm' (str)",
+        "null": "one of adam, sgd, adamw, lars, got null",
+        "[adam]": "one of adam, sgd, adamw, lars, got ['adam'] (list)",
     },
     "trainer.init_weights": {"[a]": "a path or null, got ['a'] (list)"},
     "trainer": {"3": "a section of 'key: value' lines, got 3 (int)"},
@@ -606,7 +607,8 @@ class TestSectionsThatContradict:
         assert refuse(text, "trainer.tracked_metric=val/sv_cosine/c/eer") == (
             "trainer.tracked_metric: 'val/sv_cosine/c/eer' is not among what this run measures: "
             "val/sv_cosine/a/eer, val/sv_cosine/a/mindcf, val/sv_cosine/b/eer, "
-            "val/sv_cosine/b/mindcf, train/loss (evaluation.validation adds to them) "
+            "val/sv_cosine/b/mindcf, train/loss, train/effective_rank, train/embedding_std, "
+            "train/uniformity, train/alignment (evaluation.validation adds to them) "
             "(given on the command line)"
         )
         for known in ("val/sv_cosine/b/mindcf", "train/loss"):

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from sslsv.datasets.parcel import Parcel
 from sslsv.errors import UserError
+from sslsv.interrupt import leave_signals_to_the_parent
 
 
 class Loader:
@@ -27,6 +28,7 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory and torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
+            worker_init_fn=leave_signals_to_the_parent,
             generator=torch.Generator(),  # what it draws for workers is not taken from the model's
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,20 @@ class Manifest:
     def file(self, row: int) -> str:
         """Path of a row relative to ``base_path``."""
         return self.files[row].decode()
+
+    def select(self, kept: np.ndarray) -> Manifest:
+        """The rows that ``kept`` (R,) bool marks, coded as if the list had no others."""
+        import pandas as pd
+
+        labels, codes = pd.factorize(self.labels[kept])
+        return replace(
+            self,
+            files=self.files[kept],
+            labels=labels.astype(np.int64),
+            label_names=[self.label_names[code] for code in codes],
+            lines=self.lines[kept],
+            columns={name: pd.factorize(x[kept])[0] for name, x in self.columns.items()},
+        )
 
     def check(self, resample: bool = False) -> None:
         """Refuse missing files (all are counted) and headers that cannot be used (a sample)."""

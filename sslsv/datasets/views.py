@@ -149,6 +149,17 @@ class Batch:
             recipes=self.recipes and [recipe and recipe.to(device) for recipe in self.recipes],
         )
 
+    def parts(self, count: int) -> list[Batch]:
+        """``count`` batches of as many rows each, one after the other; N is a multiple."""
+        assert self.recipes is None
+        pieces = zip(
+            self.rows.chunk(count),
+            self.labels.chunk(count),
+            zip(*(view.chunk(count) for view in self.views), strict=True),
+            strict=True,
+        )
+        return [Batch(rows, labels, list(views)) for rows, labels, views in pieces]
+
     def pin_memory(self) -> Batch:
         return replace(
             self,

@@ -13,6 +13,7 @@ from sslsv.errors import ConfigError
 from sslsv.evaluations import metrics
 from sslsv.evaluations.base import Embed, Result, Scores, Task, TaskConfig
 from sslsv.evaluations.embeddings import Extraction, extract
+from sslsv.evaluations.split import SPLIT, SplitConfig
 from sslsv.evaluations.trials import Trials, check_files, read_trials
 from sslsv.registry import register_evaluation
 
@@ -26,6 +27,7 @@ class SVConfig(TaskConfig):
 
     num_frames: int = 10
     trials: list[str] = field(default_factory=lambda: ["voxceleb1_test_O"])  # below base_path
+    split: SplitConfig | None = None  # what the name split stands for in trials: held-out speakers
     metrics: list[Metric] = field(default_factory=lambda: ["eer", "mindcf"])
     mindcf_p_target: float = 0.01  # prior of a target trial
     mindcf_c_miss: float = 1.0  # cost of rejecting a target
@@ -36,6 +38,14 @@ class SVConfig(TaskConfig):
         for name in ("trials", "metrics"):
             if not getattr(self, name):
                 raise ConfigError(f"{name}: give at least one")
+        if SPLIT in self.trials and self.split is None:
+            raise ConfigError(
+                f"trials: '{SPLIT}' stands for held-out speakers of dataset.train and needs a "
+                "section split: {speakers: 40, trials: 4000} beside it, under "
+                "evaluation.validation; a file of this name has to be renamed"
+            )
+        if self.split and SPLIT not in self.trials:
+            raise ConfigError(f"split: nothing uses it; write trials: [{SPLIT}], or remove it")
         if not 0 < self.mindcf_p_target < 1:
             raise ConfigError(
                 f"mindcf_p_target: must be between 0 and 1, got {self.mindcf_p_target}"
@@ -68,12 +78,20 @@ class SVCosine(Task):
 
     config: SVCosineConfig
 
-    def __init__(self, config: SVCosineConfig, dataset: DatasetConfig):
+    def __init__(
+        self, config: SVCosineConfig, dataset: DatasetConfig, held_out: Trials | None = None
+    ):
         super().__init__(config, dataset)
         self.lists: dict[str, Trials] = {}
         for name in config.trials:
             path = dataset.base_path / name
-            self.lists[name] = read_trials(path)
+            if name == SPLIT:
+                if held_out is None:
+                    raise ConfigError(f"trials: '{SPLIT}' is only known while a model is trained")
+                self.lists[name] = held_out
+                path = dataset.base_path / dataset.train
+            else:
+                self.lists[name] = read_trials(path)
             check_files(self.lists[name].files, dataset.base_path, str(path))
 
     def run(self, embed: Embed, device: torch.device) -> Result:

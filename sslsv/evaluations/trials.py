@@ -25,6 +25,21 @@ class Trials:
         return len(self.labels)
 
 
+def make_trials(name: str, enrol: list[str], test: list[str], labels: np.ndarray) -> Trials:
+    """Trials from the files of each, and ``labels`` (T,) bool."""
+    index: dict[str, int] = {}
+    for pair in zip(enrol, test, strict=True):
+        for file in pair:
+            index.setdefault(file, len(index))
+    return Trials(
+        files=list(index),
+        enrol=np.array([index[file] for file in enrol], dtype=np.int32),
+        test=np.array([index[file] for file in test], dtype=np.int32),
+        labels=labels,
+        name=name,
+    )
+
+
 def read_trials(path: str | os.PathLike) -> Trials:
     """Read a list of lines ``<1|0> <enrol> <test>``: fields split at white space, no header.
 
@@ -33,7 +48,8 @@ def read_trials(path: str | os.PathLike) -> Trials:
             target or no non-target trial.
     """
     columns = _read_columns(path, ("label", "enrol", "test"))
-    return _build(path, columns["enrol"], columns["test"], _labels(path, columns))
+    labels = _labels(path, columns)
+    return make_trials(Path(path).name, columns["enrol"], columns["test"], labels)
 
 
 def read_scores(path: str | os.PathLike) -> tuple[Trials, np.ndarray]:
@@ -47,7 +63,8 @@ def read_scores(path: str | os.PathLike) -> tuple[Trials, np.ndarray]:
     """
     columns = _read_columns(path, ("enrol", "test", "score", "label"))
     scores = _convert(path, columns, "score", float, "must be a number")
-    trials = _build(path, columns["enrol"], columns["test"], _labels(path, columns))
+    labels = _labels(path, columns)
+    trials = make_trials(Path(path).name, columns["enrol"], columns["test"], labels)
     return trials, np.array(scores, dtype=np.float64)
 
 
@@ -142,19 +159,3 @@ def _labels(path: str | os.PathLike, columns: dict[str, list[str]]) -> np.ndarra
             "and error rates need both kinds"
         )
     return labels
-
-
-def _build(
-    path: str | os.PathLike, enrol: list[str], test: list[str], labels: np.ndarray
-) -> Trials:
-    index: dict[str, int] = {}
-    for pair in zip(enrol, test, strict=True):
-        for file in pair:
-            index.setdefault(file, len(index))
-    return Trials(
-        files=list(index),
-        enrol=np.array([index[file] for file in enrol], dtype=np.int32),
-        test=np.array([index[file] for file in test], dtype=np.int32),
-        labels=labels,
-        name=Path(path).name,
-    )

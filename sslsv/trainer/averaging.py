@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from sslsv.errors import CheckpointError
 from sslsv.trainer import checkpoint
+
+
+class RunningAverage:
+    """The mean of weights that are added one after the other, without their files."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, model: Mapping[str, Tensor]) -> None:
+        """Counters and other whole numbers are those of the latest."""
+        self.count += 1
+        for name, value in model.items():
+            if value.is_floating_point():
+                value = value.double() + self.sums.get(name, 0.0)
+            self.sums[name] = value
+
+    def mean(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """In the types of ``like``."""
+        return {
+            name: (total / self.count).to(like[name].dtype) if total.is_floating_point() else total
+            for name, total in self.sums.items()
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "sums": self.sums}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.count, self.sums = state["count"], state["sums"]
 
 
 def average_epochs(run_dir: Path, count: int = 10, last: int | None = None) -> Path:
@@ -25,19 +56,15 @@ def average_epochs(run_dir: Path, count: int = 10, last: int | None = None) -> P
             f"{folder}: {count} epochs are to be averaged and there are {len(epochs)}; give "
             "--count from 1 to that number"
         )
-    sums: dict[str, Tensor] = {}
+    average = RunningAverage()
     for epoch in epochs[-count:]:
         path = checkpoint.checkpoint_path(run_dir, f"epoch-{epoch}")
         state = checkpoint.load(path)
         model = state["model"]
-        if sums and {k: v.shape for k, v in sums.items()} != {k: v.shape for k, v in model.items()}:
+        shapes = {name: x.shape for name, x in average.sums.items()}
+        if shapes and shapes != {name: x.shape for name, x in model.items()}:
             raise CheckpointError(f"{path}: is of another model than the epochs before it")
-        for name, value in model.items():
-            if value.is_floating_point():
-                sums[name] = sums.get(name, 0.0) + value.double() / count
-            else:
-                sums[name] = value
-    mean = {name: sums[name].to(value.dtype) for name, value in model.items()}
+        average.add(model)
     target = checkpoint.checkpoint_path(run_dir, "avg")
-    checkpoint.save(target, {**state, "model": mean})
+    checkpoint.save(target, {**state, "model": average.mean(model)})
     return target

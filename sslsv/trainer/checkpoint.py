@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -14,10 +16,12 @@ from sslsv.errors import CheckpointError, listing
 from sslsv.files import atomic_write
 from sslsv.methods.base import Method
 from sslsv.trainer import reference
+from sslsv.trainer.tracking import say
 
 
 def checkpoint_path(run_dir: Path, suffix: str) -> Path:
-    """``checkpoints/model_<suffix>.pt``; suffixes are latest, best, avg and epoch-<n>."""
+    """``checkpoints/model_<suffix>.pt``; suffixes are latest, previous, best, avg and
+    epoch-<n>."""
     return run_dir / "checkpoints" / f"model_{suffix}.pt"
 
 
@@ -28,6 +32,52 @@ def save(path: Path, state: dict[str, Any]) -> None:
             torch.save(state, file)
         except RuntimeError as error:  # torch's zip writer hides the OSError of a full disk
             raise OSError(str(error).splitlines()[0]) from None
+
+
+def save_latest(run_dir: Path, state: dict[str, Any]) -> None:
+    """Write ``model_latest.pt``; what had this name is ``model_previous.pt`` from then on. At no
+    moment there is none."""
+    latest, previous = checkpoint_path(run_dir, "latest"), checkpoint_path(run_dir, "previous")
+    if latest.exists():
+        spare = previous.with_suffix(".tmp")
+        spare.unlink(missing_ok=True)
+        try:
+            os.link(latest, spare)
+        except OSError:  # no hard links here
+            shutil.copyfile(latest, spare)
+        os.replace(spare, previous)
+    save(latest, state)
+
+
+def load_latest(run_dir: Path, device: torch.device | str = "cpu") -> tuple[dict, Path] | None:
+    """``model_latest.pt``, or the one before it where that is damaged or missing, which is said;
+    None where there is neither."""
+    latest, previous = checkpoint_path(run_dir, "latest"), checkpoint_path(run_dir, "previous")
+    if not latest.exists() and not previous.exists():
+        return None
+    try:
+        return load(latest, device), latest
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        state = load(previous, device)
+        say(f"warning: {error}; going on from {previous} instead")
+        return state, previous
+
+
+def prune(run_dir: Path, keep: int, epoch: int) -> None:
+    """Delete ``model_epoch-N.pt`` but for the ``keep`` latest."""
+    folder = checkpoint_path(run_dir, "latest").parent
+    for path in folder.glob("model_epoch-*.pt"):
+        number = path.stem.rpartition("-")[2]
+        if number.isdecimal() and int(number) <= epoch - keep:
+            path.unlink(missing_ok=True)
+
+
+def clean(run_dir: Path) -> None:
+    """Delete unfinished files that a killed run left."""
+    for path in checkpoint_path(run_dir, "latest").parent.glob(".model_*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

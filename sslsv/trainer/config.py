@@ -36,7 +36,7 @@ class TrainerConfig:
     tracked_metric: str = "val/sv_cosine/voxceleb1_test_O/eer"  # chooses model_best.pt
     tracked_mode: Literal["min", "max"] = "min"  # which values of it are better
     ddp_sync_batchnorm: bool = True  # batch norm statistics over all GPUs
-    mixed_precision: bool | Literal["bf16", "fp16"] = False  # true: bf16; losses stay float32
+    mixed_precision: Literal[True, False, "bf16", "fp16"] = False  # true: bf16; losses stay float32
     init_weights: Path | None = None  # start from the weights of this checkpoint
     last_checkpoint: Path | None = None  # go on from this checkpoint, optimiser and epoch too
     checkpoint_every_minutes: float | None = None  # model_latest.pt within an epoch too

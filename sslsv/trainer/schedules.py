@@ -36,3 +36,9 @@ def learning_rate(
     if step < warmup:
         return initial * step / warmup
     return anneal(initial, minimum, (step - warmup) / max(1, steps - warmup))
+
+
+def weight_decay(step: int, steps: int, start: float, end: float | None) -> float:
+    """Weight decay of optimiser step ``step`` (from 0) of ``steps``: half a cosine from ``start``
+    to ``end``, or ``start`` throughout where there is no ``end``."""
+    return start if end is None else anneal(start, end, step / max(1, steps))

@@ -100,6 +100,29 @@ def test_max_samples_takes_the_first_training_rows(write: Write) -> None:
     assert manifest.label_names == ["y", "z"]
 
 
+def test_selected_rows_are_a_list_without_the_others(write: Write) -> None:
+    """But for the numbers of its lines, which stay those of the file."""
+    rows = ["a,x,k,30", "b,y,l,41", "c,z,k,41", "long/d,x,m,30", "e,z,l,52", "f,w,l,30"]
+    header = "File,Speaker,Video,Age\n"
+    columns = ["Age", "Video"]
+    kept = np.array([False, False, True, False, True, True])
+    base = write(header + "".join(f"{row}\n" for row in rows))
+    selected = read_manifest("train.csv", base, columns=columns).select(kept)
+    write(header + "".join(f"{row}\n" for row, keep in zip(rows, kept, strict=True) if keep))
+    alone = read_manifest("train.csv", base, columns=columns)
+    assert len(selected) == 3
+    assert [selected.file(row) for row in range(3)] == [alone.file(row) for row in range(3)]
+    assert selected.label_names == alone.label_names == ["z", "w"]
+    assert selected.labels.tolist() == alone.labels.tolist() == [0, 0, 1]
+    assert selected.labels.dtype == alone.labels.dtype
+    assert selected.columns.keys() == alone.columns.keys()
+    for name, codes in alone.columns.items():
+        assert selected.columns[name].tolist() == codes.tolist()
+        assert selected.columns[name].dtype == codes.dtype
+    assert selected.lines.tolist() == [4, 6, 7]
+    assert (selected.path, selected.base_path) == (alone.path, alone.base_path)
+
+
 # --------------------------------------------------------------------------------- what is refused
 
 

@@ -1,5 +1,6 @@
 """Speaker verification by cosine: scores by definition, metrics with known answers, refusals."""
 
+import re
 from collections.abc import Callable, Sequence
 from math import acos, cos, inf, log2, nan, pi, sin
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor
 
 from sslsv.config import load_config
+from sslsv.datasets.manifest import read_manifest
 from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError, DataError
 from sslsv.evaluations import cosine
 from sslsv.evaluations.base import Embed, Result
 from sslsv.evaluations.cosine import SVCosine, SVCosineConfig
 from sslsv.evaluations.embeddings import Extraction
+from sslsv.evaluations.split import SplitConfig, hold_out
 
 ALL_METRICS = ["eer", "mindcf", "actdcf", "cllr", "avgrprec"]
 CPU = torch.device("cpu")
@@ -203,6 +206,41 @@ def test_two_lists_share_their_files(corpus: Path, tmp_path: Path) -> None:
     assert found.metrics["sv_cosine/wrong/eer"] == 100
 
 
+def test_held_out_speakers_are_scored_beside_a_list(corpus: Path) -> None:
+    manifest = read_manifest("train.csv", corpus)
+    section = SplitConfig(speakers=3, trials=20)
+    _, held_out = hold_out(manifest, section, seed=0)
+    config = SVCosineConfig(
+        type="sv_cosine",
+        trials=["split", "trials"],
+        split=section,
+        num_frames=1,
+        frame_length=None,
+        metrics=["eer", "avgrprec"],
+    )
+    task = SVCosine(config, DatasetConfig(base_path=corpus, num_workers=0), held_out)
+    found = task.run(speaker_codes(corpus), CPU)
+    assert list(found.metrics) == config.metric_names()
+    assert found.metrics == {
+        "sv_cosine/split/eer": 0,
+        "sv_cosine/split/avgrprec": 1,
+        "sv_cosine/trials/eer": 0,
+        "sv_cosine/trials/avgrprec": 1,
+    }
+    assert found.scores["split"].trials is held_out
+    np.testing.assert_allclose(found.scores["split"].scores, held_out.labels, atol=1e-6)
+
+
+def test_held_out_files_are_looked_for_as_well(corpus: Path, tmp_path: Path) -> None:
+    _, held_out = hold_out(read_manifest("train.csv", corpus), SplitConfig(speakers=2, trials=4), 0)
+    config = SVCosineConfig(type="sv_cosine", trials=["split"], split=SplitConfig())
+    dataset = DatasetConfig(base_path=tmp_path, train="list.csv")
+    number = len(held_out.files)
+    message = f"{tmp_path}/list.csv: {number} of {number} files not found under"
+    with pytest.raises(DataError, match=re.escape(message)):
+        SVCosine(config, dataset, held_out)
+
+
 # --------------------------------------------------------------------------------------- settings
 
 
@@ -253,6 +291,7 @@ def test_settings_of_task_and_dataset_reach_the_extraction(
         ("batch_size", 0, "must be at least 1, got 0"),
         ("num_frames", 0, "must be at least 1, got 0"),
         ("frame_length", 0, "must be at least 1, got 0"),
+        ("split", SplitConfig(), "nothing uses it; write trials: [split], or remove it"),
     ],
 )
 def test_config_is_checked(field: str, value: object, message: str) -> None:

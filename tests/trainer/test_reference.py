@@ -21,7 +21,7 @@ from sslsv.config import load_config
 from sslsv.errors import CheckpointError
 from sslsv.methods.base import Method
 from sslsv.registry import ENCODERS, METHODS
-from sslsv.trainer import checkpoint, reference
+from sslsv.trainer import checkpoint, reference, resume
 
 Shapes = dict[str, tuple[int, ...]]
 State = dict[str, Tensor]
@@ -508,7 +508,7 @@ def test_training_goes_on_after_an_old_run(old_run, capsys):
 
 def as_the_reference(trainer: Any, *, groups: tuple[tuple[int, ...], ...]) -> dict[str, Any]:
     """The state of ``trainer`` in the format of the reference, parameters in these groups."""
-    own = trainer.state_dict()
+    own = resume.state_of(trainer)
     (group,) = own["optimizer"]["param_groups"]
     assert sorted(i for ids in groups for i in ids) == group["params"]
     return {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sslsv.trainer.schedules import anneal, learning_rate
+from sslsv.trainer.schedules import anneal, learning_rate, weight_decay
 
 HIGH, LOW = 0.2, 1e-5
 
@@ -76,3 +76,26 @@ def test_anneal_goes_either_way():
     assert anneal(0.99, 1.0, 0) == pytest.approx(0.99)
     assert anneal(0.99, 1.0, 0.5) == pytest.approx(0.995)
     assert anneal(0.99, 1.0, 1) == 1.0
+
+
+def test_weight_decay_is_constant_without_an_end():
+    assert [weight_decay(step, 10, 0.04, None) for step in range(11)] == [0.04] * 11
+
+
+def test_weight_decay_known_values():
+    steps = (0, 25, 50, 100)
+    expected = [0.04, 0.4 - 0.36 * (2 + math.sqrt(2)) / 4, 0.22, 0.4]
+    assert [weight_decay(step, 100, 0.04, 0.4) for step in steps] == pytest.approx(expected)
+    assert weight_decay(100, 100, 0.04, 0.4) == 0.4
+    assert weight_decay(50, 100, 1e-4, 0.0) == pytest.approx(5e-5)
+
+
+@given(st.integers(0, 1000), st.floats(0, 1), st.floats(0, 1))
+def test_weight_decay_is_half_a_cosine(step, start, end):
+    share = (1 - math.cos(math.pi * step / 1000)) / 2  # of the way
+    found = weight_decay(step, 1000, start, end)
+    assert found == pytest.approx(start + share * (end - start), rel=1e-12, abs=1e-12)
+
+
+def test_a_training_of_no_steps_has_a_weight_decay():
+    assert weight_decay(0, 0, 0.1, 0.2) == pytest.approx(0.1)

@@ -537,7 +537,8 @@ def test_without_validation_there_is_no_best(make_trainer):
     trainer = make_trainer(patience=1)
     trainer.fit()
     names = {path.name for path in (trainer.run_dir / "checkpoints").iterdir()}
-    assert names == {"model_latest.pt", *(f"model_epoch-{k}.pt" for k in range(1, 5))}
+    latest = {"model_latest.pt", "model_previous.pt"}
+    assert names == {*latest, *(f"model_epoch-{k}.pt" for k in range(1, 5))}
 
 
 def test_training_loss_can_be_tracked(make_trainer):
@@ -702,6 +703,7 @@ def test_what_a_run_leaves(straight):
         "training.json",
         "resolved_config.yml",
         "checkpoints/model_latest.pt",
+        "checkpoints/model_previous.pt",
         *(f"checkpoints/model_epoch-{k}.pt" for k in range(1, 5)),
     }
 
