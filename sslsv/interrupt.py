@@ -51,9 +51,11 @@ class StopRequest:
 
 
 def leave_signals_to_the_parent(worker: int = 0) -> None:
-    """In a process that reads data: Ctrl-C reaches it too, and must not end it before its time."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """In a process that reads data. Ctrl-C in a terminal, torchrun and schedulers send signals to
+    all processes of a training; one that reads must not end before the step that needs it. It ends
+    with its parent in any case."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
 
 
 def marker(run_dir: Path) -> Path:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 # Keys that a resumed run may change: they alter where or how fast it runs, or how long.
 _FREE_KEYS = {f"dataset.{k}" for k in ("num_workers", "pin_memory", "base_path", "on_error")}
 _FIXED_SECTIONS = ("encoder.", "method.", "dataset.", "seed")
-_FIXED_KEYS = {"trainer.optimizer", "trainer.batch_size", "trainer.accumulation"}
+_FIXED_KEYS = {
+    f"trainer.{k}" for k in ("optimizer", "batch_size", "accumulation", "weight_decay_all")
+}
 
 
 def resume(trainer: Trainer) -> None:
@@ -55,6 +57,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "stale_epochs": trainer.stale_epochs,
         "model": trainer.method.state_dict(),
         "optimizer": trainer.optimizer.state_dict(),
+        "optimizer_type": trainer.config.optimizer,
         "scaler": trainer.scaler.state_dict(),
         "average": trainer.average.state_dict(),
         "memories": trainer.memories,
@@ -77,6 +80,8 @@ def load_state(trainer: Trainer, state: dict[str, Any], source: Path) -> None:
     """Take over ``state``; CheckpointError where it is not of a training of this kind."""
     checkpoint.load_weights(trainer.method, state, source)
     try:
+        if state["optimizer_type"] != trainer.config.optimizer:
+            raise ValueError(f"its trainer.optimizer is {state['optimizer_type']}")
         _load_optimizer(trainer, state["optimizer"])
         trainer.epoch, trainer.step = state["epoch"], state["step"]
         trainer.best_metric = state["best_metric"]
@@ -114,8 +119,6 @@ def _load_own_state(trainer: Trainer, processes: list[dict[str, Any]]) -> None:
 def _load_optimizer(trainer: Trainer, state: dict[str, Any]) -> None:
     """Moments from ``state``; weight decay and the like from this configuration."""
     groups = trainer.optimizer.param_groups
-    if any(("betas" in saved) != ("betas" in groups[0]) for saved in state["param_groups"]):
-        raise ValueError("it is of another optimizer")
     settings = [{k: v for k, v in group.items() if k != "params"} for group in groups]
     trainer.optimizer.load_state_dict(state)
     for group, own in zip(trainer.optimizer.param_groups, settings, strict=True):

@@ -225,6 +225,17 @@ def test_non_targets_are_spread_over_pairs_of_speakers() -> None:
     assert sorted(counts.values()) == [4, 4, 4, 5, 5, 5]
 
 
+def test_a_few_non_targets_are_of_any_speakers() -> None:
+    rows = voices(dict.fromkeys("abcdef", 4))
+    with_one_in_all = 0
+    for seed in range(30):
+        _, trials = split_of(rows, speakers=5, trials=8, seed=seed)
+        pairs = [{a[0], b[0]} for target, a, b in pairs_of(trials) if not target]
+        assert len(set(map(frozenset, pairs))) == 4  # of the ten pairs of speakers
+        with_one_in_all += bool(set.intersection(*pairs))
+    assert with_one_in_all < 5  # 5 of the 210 choices
+
+
 def test_what_is_left_over_goes_to_any_speaker_that_has_more() -> None:
     """Ten targets: three of each of three speakers, one of whom has only three pairs, and one."""
     rows = [*voices({"a": 3, "b": 6, "c": 6}), ("d/0.wav", "d")]
