@@ -164,9 +164,18 @@ def _refuse_changed_settings(saved: dict[str, Any], own: dict[str, Any], source:
         for key, change in (differences(saved, own) if saved else {}).items()
         if key not in _FREE_KEYS and (key.startswith(_FIXED_SECTIONS) or key in _FIXED_KEYS)
     }
+    for i, (before, now) in enumerate(zip(_splits(saved), _splits(own), strict=False)):
+        if saved and before != now:  # speakers that were held out would be trained on
+            changed[f"evaluation.validation.{i}.split"] = f"{before} -> {now}"
     if changed:
         text = ", ".join(f"{key} {change}" for key, change in changed.items())
         raise CheckpointError(
             f"{source}: was trained with other settings ({text}); undo the change, or give "
             "another run_dir to start anew"
         )
+
+
+def _splits(settings: dict[str, Any]) -> list[Any]:
+    """Which speakers are held out, of each validation task; None: none are."""
+    tasks = settings.get("evaluation", {}).get("validation", [])
+    return [task.get("split") for task in tasks] or [None]

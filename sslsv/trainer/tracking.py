@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,21 @@ def peak_memory_gb() -> float:
     """What a status line shows: of the GPU where one is used, else of the host."""
     peak = peak_memory()
     return peak.get("gpu_memory_gb", peak["host_memory_gb"])
+
+
+class Clock:
+    """Seconds of the parts of an epoch, for ``Tracker.log_timings``."""
+
+    def __init__(self) -> None:
+        self.seconds = {"seconds": 0.0}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """What has passed since the lap before was spent on ``name``."""
+        now = time.perf_counter()
+        self.seconds[f"{name}_seconds"] = now - self._last
+        self.seconds["seconds"] += now - self._last
+        self._last = now
 
 
 class Tracker:

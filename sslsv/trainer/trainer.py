@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from sslsv.interrupt import Interrupted, StopRequest, marker
 from sslsv.methods.base import Method, Outputs, Progress
 from sslsv.methods.base import Metrics as StepMetrics
 from sslsv.methods.ssps import SSPS, reference_embeddings
-from sslsv.trainer import checkpoint, resume
+from sslsv.trainer import checkpoint, environment, resume
 from sslsv.trainer.averaging import RunningAverage
 from sslsv.trainer.config import TrainerConfig
 from sslsv.trainer.guard import CHECK_EVERY, FiniteGuard, NonFiniteLoss
@@ -31,7 +32,15 @@ from sslsv.trainer.optimisers import clip, make_optimizer, set_hyperparameters
 from sslsv.trainer.schedules import learning_rate, weight_decay
 from sslsv.trainer.signals import collapse, embedding_signals
 from sslsv.trainer.skipped import SkippedFiles
-from sslsv.trainer.tracking import Tracker, progress_bar, say
+from sslsv.trainer.tracking import (
+    Clock,
+    Tracker,
+    peak_memory_gb,
+    progress_bar,
+    say,
+    status_line,
+    time_left,
+)
 
 Metrics = dict[str, float]
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -73,7 +82,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.guard = FiniteGuard(device)
         self.check_every = 1 if device.type == "cpu" else CHECK_EVERY  # there it costs nothing
-        self.tracker = Tracker(run_dir)
+        self.tracker = Tracker(run_dir, config, settings)
         self.skipped = SkippedFiles(run_dir)
         self.stop_request = StopRequest()
         self.step = 0  # optimiser steps done
@@ -82,8 +91,10 @@ class Trainer:
         self.average = RunningAverage()
         self.best_metric: float | None = None
         self.stale_epochs = 0  # epochs since best_metric
+        self.waiting: dict[str, float] = {}  # for data, in the epoch at hand
         self.steps_per_epoch = len(loader)
         self._saved = time.monotonic()
+        self._started, self._first_step = time.perf_counter(), 0  # of this process
 
     # ------------------------------------------------------------------------ the run
 
@@ -105,6 +116,8 @@ class Trainer:
         if distributed.is_main():
             checkpoint.clean(self.run_dir)
             marker(self.run_dir).unlink(missing_ok=True)
+        environment.record(self.run_dir, self.settings, sys.argv)
+        self._started, self._first_step = time.perf_counter(), self.step
         if self.config.accumulation > 1:
             rows = self.config.batch_size // self.config.accumulation
             say(
@@ -115,14 +128,19 @@ class Trainer:
             self.method.progress = self.progress
             self.method.on_train_start()
             while self.epoch < last:
+                clock = Clock()
                 metrics = self.train_epoch()
+                clock.lap("training")
                 found = self.validate() if self.validate else {}
+                clock.lap("validation")
                 improved = self._update_best(metrics | found)
                 if found:
                     text = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
                     say(f"  {text}" + (" (best so far)" if improved else ""))
                 self.tracker.log_epoch(self.epoch, self.step, metrics | found)
                 self._save_epoch(improved)
+                clock.lap("save")
+                self.tracker.log_timings(self.epoch, self.waiting | clock.seconds)
                 if self._out_of_patience():
                     break
                 if self.epoch < last and self._stop_requested():
@@ -365,10 +383,13 @@ class Trainer:
 
     def _status(self, loss: float, before: int, started: float, waited: float) -> str:
         """``before``: steps of the epoch that an earlier process has done."""
-        seconds, steps = time.perf_counter() - started, self.means.steps - before
-        speed = steps * self.config.batch_size / seconds
-        text = f"loss {loss:.4f}, lr {self.learning_rate:.2e}, {speed:.0f} utt/s"
-        return f"{text}, data-wait {100 * waited / seconds:.0f} %"
+        seconds, now = time.perf_counter() - started, time.perf_counter()
+        utterances = (self.means.steps - before) * self.config.batch_size
+        left = self.steps_per_epoch * self.last_epoch - self.step
+        eta = time_left(now - self._started, self.step - self._first_step, left)
+        self.waiting = {"data_wait_seconds": waited, "utterances_per_second": utterances / seconds}
+        memory = peak_memory_gb()
+        return status_line(loss, self.learning_rate, utterances, seconds, waited, memory, eta)
 
     def _stop_if_not_finite(self) -> None:
         failure = self.guard.failure()

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +26,6 @@ sys.path.insert(0, str(ROOT / "tools" / "slurm"))
 
 import launch as tool  # noqa: E402
 
-JOB = 4217
 WAIT = 120  # seconds, for what takes a few
 
 SRUN = """\
@@ -87,7 +87,7 @@ SBATCH = """\
 printf '%s\\n' "$@" >"$SLURM_TEST/sbatch"
 cp "${@: -1}" "$SLURM_TEST/job.sh"
 if [ -n "${SBATCH_ERROR:-}" ]; then echo "$SBATCH_ERROR" >&2; exit 1; fi
-echo "4217;cluster"
+echo "$SLURM_TEST_JOB;cluster"
 """
 # In the place of python: torchrun as far as this script can tell, with one process below it, of
 # shell commands in TRAINING or EVALUATION. Unlike torchrun it is not made to start them again.
@@ -111,6 +111,21 @@ trap 'exit 1' TERM
 touch "$RUN/started"
 for i in {1..600}; do sleep 0.1; done
 """
+
+
+def _unused_job() -> int:
+    """A number of a job from which the script makes a port that nobody uses."""
+    for job in range(1_000_000 + os.getpid() % 15000, 1_015_000):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", 15000 + job % 15000))
+            except OSError:
+                continue
+            return job
+    raise AssertionError("no port is free")
+
+
+JOB = _unused_job()
 
 
 @dataclass
@@ -160,6 +175,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (programs / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_TEST", str(folder))
+    monkeypatch.setenv("SLURM_TEST_JOB", str(JOB))
     monkeypatch.delenv("PYTHON", raising=False)
     return folder
 

@@ -27,18 +27,17 @@ TAG = "SSLSV_TEST_TAG"  # in the environment of all processes of a training
 class Training:
     """A command in processes of its own, which can be found and killed whatever started them."""
 
-    def __init__(self, world: int, config: Path, run_dir: Path, *words: str):
+    def __init__(self, world: int, config: Path, run_dir: Path, *words: str, restarts: int = 0):
         overrides = [f"run_dir={run_dir}", "trainer.checkpoint_every_minutes=1e-6", *words]
-        script = [str(ROOT / "sslsv" / "bin" / "train.py"), str(config)]
-        options = [word for word in overrides if word.startswith("--")]
-        overrides = [word for word in overrides if not word.startswith("--")]
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
-        command = [*torchrun, *options] if world > 1 else []
+        command = [sys.executable, str(ROOT / "sslsv" / "bin" / "train.py")]
+        if world > 1:
+            command = [str(ROOT / "train_ddp.sh"), str(world)]
         self.tag = uuid.uuid4().hex
         environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", TAG: self.tag}
+        environment |= {"PYTHON": sys.executable, "MAX_RESTARTS": str(restarts)}
         self.run_dir = run_dir
         self.process = subprocess.Popen(
-            [sys.executable, *command, *script, *overrides],
+            [*command, str(config), *overrides],
             env=os.environ | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -87,8 +86,8 @@ class Training:
 
 
 @contextmanager
-def training(*arguments: object) -> Iterator[Training]:
-    found = Training(*arguments)  # type: ignore[arg-type]
+def training(*arguments: object, restarts: int = 0) -> Iterator[Training]:
+    found = Training(*arguments, restarts=restarts)  # type: ignore[arg-type]
     try:
         yield found
     finally:
@@ -174,7 +173,7 @@ def test_a_lost_worker_is_replaced(config_file, tmp_path):
     words = ("trainer.epochs=12",)
     run_to_its_end(2, config_file, tmp_path / "straight", *words)
     run_dir = tmp_path / "elastic"
-    with training(2, config_file, run_dir, "--max-restarts=1", *words) as found:
+    with training(2, config_file, run_dir, *words, restarts=1) as found:
         assert found.wait_for_progress(2)
         (worker,) = [pid for pid in found.pids(RANK="1") if is_the_training(pid)]
         os.kill(worker, signal.SIGKILL)

@@ -701,6 +701,8 @@ def test_what_a_run_leaves(straight):
     assert len(board) == 1
     assert names - board == {
         "training.json",
+        "timings.json",
+        "environment.json",
         "resolved_config.yml",
         "checkpoints/model_latest.pt",
         "checkpoints/model_previous.pt",

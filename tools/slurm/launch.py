@@ -31,6 +31,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SIGNAL_SECONDS = 120  # before the end of its time that a job is told to stop
 LEAST_SECONDS = 5 * 60  # of a job, to get anywhere: Slurm may send the signal a minute early
 
+UNITS = {"days": 86400, "hours": 3600, "minutes": 60, "seconds": 1}
+_SIXTY = "[0-5]?[0-9]"
+TIMES = (  # M, M:S; H:M:S; D-H, D-H:M, D-H:M:S
+    rf"(?P<minutes>\d+)(:(?P<seconds>{_SIXTY}))?",
+    rf"(?P<hours>\d+):(?P<minutes>{_SIXTY}):(?P<seconds>{_SIXTY})",
+    rf"(?P<days>\d+)-(?P<hours>[01]?[0-9]|2[0-3])"
+    rf"(:(?P<minutes>{_SIXTY})(:(?P<seconds>{_SIXTY}))?)?",
+)
+
 # The script: #SBATCH lines, the variables run_dir, marker, python, srun, torchrun, train, evaluate
 # (empty: none), FUNCTIONS, the user's --setup, MAIN.
 FUNCTIONS = r"""
@@ -217,30 +226,14 @@ def check_options(options: argparse.Namespace) -> None:
 
 def seconds(time: str) -> int:
     """Of one of Slurm's formats of a time limit; UserError where it is none of them."""
-    days, dash, rest = time.rpartition("-")
-    parts = rest.split(":")
-    if not (all(re.fullmatch(r"\d+", part, re.A) for part in parts) and len(parts) <= 3):
-        raise _time_error(time)
-    if dash and not re.fullmatch(r"\d+", days, re.A):
-        raise _time_error(time)
-    numbers = [int(part) for part in parts]
-    if dash:  # D-H, D-H:M, D-H:M:S
-        numbers = [int(days), *numbers]
-        units, most = (86400, 3600, 60, 1), (None, 24, 60, 60)
-    elif len(numbers) == 3:
-        units, most = (3600, 60, 1), (None, 60, 60)
-    else:  # M, M:S
-        units, most = (60, 1), (None, 60)
-    if any(n >= m for n, m in zip(numbers[1:], most[1:], strict=False) if m is not None):
-        raise _time_error(time)
-    return sum(number * unit for number, unit in zip(numbers, units, strict=False))
-
-
-def _time_error(time: str) -> UserError:
-    return UserError(
-        f"--time {time}: must be like 20:00:00 (hours), 2-12 or 2-12:00:00 (days and hours), or a "
-        "number of minutes"
-    )
+    found = next(filter(None, (re.fullmatch(form, time, re.A) for form in TIMES)), None)
+    if found is None:
+        raise UserError(
+            f"--time {time}: must be like 20:00:00 (hours), 2-12 or 2-12:00:00 (days and hours), "
+            "or a number of minutes"
+        )
+    parts = {unit: int(number) for unit, number in found.groupdict("0").items()}
+    return sum(number * UNITS[unit] for unit, number in parts.items())
 
 
 def check_syntax(text: str) -> None:
