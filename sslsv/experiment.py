@@ -115,6 +115,11 @@ def train(config: Config) -> None:
     if distributed.is_main():
         save_resolved(config)
     say(_summary(config, trainer))
+    if name := _chosen_on_a_test_list(config):
+        say(
+            f"warning: the best model is chosen on {name}, which is also tested: its test result "
+            "will be too good (docs/training.md, Choosing a model)"
+        )
     trainer.fit()
 
 
@@ -152,6 +157,14 @@ def evaluate(
         if plots:
             _plot(run_dir, results)
     return {name: result.metrics for name, result in results.items()}
+
+
+def _chosen_on_a_test_list(config: Config) -> str | None:
+    """The trials list of ``trainer.tracked_metric`` if it is among those of the test."""
+    kind, _, rest = config.trainer.tracked_metric.partition("/")
+    name = rest.partition("/")[2].rpartition("/")[0]
+    lists = {x for task in config.evaluation.test for x in getattr(task, "trials", [])}
+    return name if kind == "val" and config.evaluation.validation and name in lists else None
 
 
 def _build_tasks(

@@ -497,3 +497,10 @@ def python(arguments: list[str], folder: Path) -> Ended:
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True
     )
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def test_choosing_on_a_test_list_is_said(run: Run) -> None:
+    validation = "evaluation.validation=[{type: sv_cosine, num_frames: 1, trials: [trials]}]"
+    tracked = "trainer.tracked_metric=val/sv_cosine/trials/eer"
+    training = run("train", "trainer.epochs=1", validation, tracked)
+    assert "warning: the best model is chosen on trials, which is also tested" in training.out

@@ -11,6 +11,13 @@ from sslsv import distributed
 from sslsv.methods.kmeans import spherical_kmeans
 
 
+def last_of_same(rows: Tensor) -> Tensor:
+    """For each of ``rows`` (N,) the place of the last that is equal to it: (N,). A row may stand
+    twice in a batch, and then what is written to it must not be left to chance."""
+    places = torch.arange(len(rows), device=rows.device)
+    return torch.where(rows[:, None] == rows, places, -1).amax(dim=1)
+
+
 class MemoryClusters(NamedTuple):
     """Clusters of all rows, the same in every process."""
 
@@ -44,7 +51,7 @@ class RowMemory(nn.Module):
         Nothing is kept where the device scalar ``frozen`` is above 0.
         """
         rows, x = distributed.gather(rows), distributed.gather(x.to(self.values.dtype))
-        kept = frozen > 0
+        x, kept = x[last_of_same(rows)], frozen > 0
         self.values[rows] = torch.where(kept, self.values[rows], x)
         self.filled[rows] = self.filled[rows] | ~kept
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sslsv import distributed
 from sslsv.errors import ConfigError
 from sslsv.methods.kmeans import CHUNK_BYTES
-from sslsv.methods.memory import RowMemory
+from sslsv.methods.memory import RowMemory, last_of_same
 from sslsv.randomness import generator
 
 Law = Literal["uniform", "exp"]
@@ -327,7 +327,7 @@ class SSPS(nn.Module):
             write(self.queue_references, entries, distributed.gather(references.float()))
         write(self.queue_rows, entries, rows)
         write(self.queue_positives, entries, x)
-        write(self.latest_entry, rows, entries)
+        write(self.latest_entry, rows, entries[last_of_same(rows)])
         moved = (self.queue_ptr + len(rows)) % size
         self.queue_ptr.copy_(torch.where(kept, self.queue_ptr, moved))
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from sslsv import distributed
 from sslsv.errors import DataError
 from sslsv.methods.kmeans import spherical_kmeans
-from sslsv.methods.memory import RowMemory
+from sslsv.methods.memory import RowMemory, last_of_same
 
 ROWS, DIM = 20, 4
 NO, YES = torch.tensor(0.0), torch.tensor(1.0)  # frozen
@@ -207,3 +207,11 @@ def test_two_processes_find_the_clusters_of_one(found, name):
         torch.testing.assert_close(result[name][3], similarity)
     assert torch.equal(found[0][name][0], found[1][name][0])
     assert torch.equal(found[0][name][2], found[1][name][2])
+
+
+def test_of_rows_that_stand_twice_in_a_batch_the_last_counts():
+    rows = torch.tensor([4, 2, 4, 0, 2, 2])
+    assert last_of_same(rows).tolist() == [2, 5, 2, 3, 5, 5]
+    memory = RowMemory(6, 1)
+    memory.write(rows, torch.arange(6.0)[:, None], torch.zeros(()))
+    assert memory.values.flatten().tolist() == [3, 0, 5, 0, 2, 0]
