@@ -218,7 +218,8 @@ def print_table(report: dict[str, Any]) -> None:
         ratio = dino["naive_ms"] / dino["here_ms"]
         print(
             f"\nDINO's loss, 16 utterances: {dino['here_ms']:.1f} ms, naive "
-            f"{dino['naive_ms']:.1f} ms ({ratio:.1f} times), values differ by {dino['difference']:.1e}",
+            f"{dino['naive_ms']:.1f} ms ({ratio:.1f} times), "
+            f"values differ by {dino['difference']:.1e}",
             file=sys.stderr,
         )
 

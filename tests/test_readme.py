@@ -22,7 +22,8 @@ pytest.importorskip("espeakng_loader", reason="the extra 'demo' is not installed
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of the project in a folder of their own."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("Makefile", "README.md", "requirements.txt", "pyproject.toml", "setup.py"):
+    names = ["Makefile", "README.md", "requirements.txt", "pyproject.toml", "setup.py"]
+    for name in [*names, "train_ddp.sh", "evaluate_ddp.sh"]:
         shutil.copy2(ROOT / name, folder)
     for name in ("sslsv", "tools"):
         ignore = shutil.ignore_patterns("__pycache__")
@@ -55,6 +56,19 @@ def test_commands_as_printed(clone: Path) -> None:
     output = [run(command, clone) for command in commands]
     assert "EER (%)" in output[-1]
     assert (clone / "runs/first/checkpoints/model_latest.pt").exists()
+
+
+def test_two_processes_train_and_evaluate(clone: Path) -> None:
+    """On the data of the commands above, which come first."""
+    config = "models/demo/simclr/config.yml dataset.base_path=data/first run_dir=runs/two"
+    run(f"./train_ddp.sh 2 {config} trainer.epochs=1 trainer.batch_size=16", clone)
+    results = []
+    for command in ("./evaluate_ddp.sh 2", "python sslsv/bin/evaluate.py"):
+        output = run(f"{command} {config}", clone)
+        assert "EER (%)" in output
+        results.append(json.loads((clone / "runs/two/evaluation.json").read_text()))
+    for name, value in results[0].items():
+        assert results[1][name] == pytest.approx(value, rel=1e-6), name
 
 
 def test_demo_short_then_again(clone: Path) -> None:
