@@ -17,6 +17,7 @@ from cases import CASES, Case
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sslsv import distributed
 from sslsv.config import from_dict
@@ -305,6 +306,22 @@ def test_references_are_of_an_encoder_that_evaluates():
     assert all(torch.equal(y, statistics[name]) for name, y in encoder.state_dict().items())
     torch.testing.assert_close(found, F.normalize(encoder.eval()(x).detach(), dim=1))
     assert not found.requires_grad
+
+
+@pytest.mark.parametrize("sampling", ["knn", "kmeans", "kmeans-repr"])
+def test_no_step_waits_for_the_device(sampling):
+    """Fake tensors have no values: whatever asks the host for one raises."""
+    shapes = {"z2": torch.Size([DIM])}
+    ssps = make(sampling, shapes, inter_sampling_size=2, intra_sampling_size=4)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        for owner in ssps.modules():
+            for name, x in list(owner._buffers.items()):
+                owner._buffers[name] = fake.from_tensor(x)
+        rows = fake.from_tensor(rows_at(0))
+        outputs = {name: fake.from_tensor(x) for name, x in outputs_at(0, shapes=shapes).items()}
+        references = fake.from_tensor(references_of(rows_at(0)))
+        ssps.replace(outputs, rows, references, 0, 3)
+        ssps.keep(outputs, rows, references, fake.from_tensor(ON))
 
 
 def test_more_clusters_than_rows_are_refused():
