@@ -90,8 +90,9 @@ class Config:
                 f"method.type: '{self.method.type}' needs {wanted} but encoder.type "
                 f"'{self.encoder.type}' gives {given}; {_POOLING_HINTS[self.method.needs_sequence]}"
             )
-        together = self.trainer.batch_size // self.trainer.accumulation  # in one loss
-        self.method.check(together, self.encoder, self.dataset)
+        whole = self.trainer.batch_size  # what a queue takes in; a loss sees one part of it
+        for size in dict.fromkeys((whole, whole // self.trainer.accumulation)):
+            self.method.check(size, self.encoder, self.dataset)
         shortest = self.encoder.min_samples
         lengths = {f"dataset.{name}": n for name, n in self.dataset.lengths().items()}
         for name in ("validation", "test"):

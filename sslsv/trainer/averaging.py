@@ -13,9 +13,13 @@ from sslsv.trainer import checkpoint
 
 
 class RunningAverage:
-    """The mean of weights that are added one after the other, without their files."""
+    """The mean of weights that are added one after the other, without their files.
 
-    def __init__(self) -> None:
+    ``until``: the epoch with which they end. Sums that were to end with another are of no use.
+    """
+
+    def __init__(self, until: int = 0) -> None:
+        self.until = until
         self.count = 0
         self.sums: dict[str, Tensor] = {}
 
@@ -35,10 +39,11 @@ class RunningAverage:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "sums": self.sums}
+        return {"until": self.until, "count": self.count, "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count, self.sums = state["count"], state["sums"]
+        if state["until"] == self.until:
+            self.count, self.sums = state["count"], state["sums"]
 
 
 def average_epochs(run_dir: Path, count: int = 10, last: int | None = None) -> Path:

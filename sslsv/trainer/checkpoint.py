@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sslsv import distributed
 from sslsv.errors import CheckpointError, listing
 from sslsv.files import atomic_write
 from sslsv.methods.base import Method
@@ -46,12 +47,13 @@ def save_latest(run_dir: Path, state: dict[str, Any]) -> None:
         except OSError:  # no hard links here
             shutil.copyfile(latest, spare)
         os.replace(spare, previous)
+        spare.unlink(missing_ok=True)  # still there where both are links to one file
     save(latest, state)
 
 
 def load_latest(run_dir: Path, device: torch.device | str = "cpu") -> tuple[dict, Path] | None:
     """``model_latest.pt``, or the one before it where that is damaged or missing, which is said;
-    None where there is neither."""
+    None where there is neither. A damaged one is kept as ``model_damaged.pt``."""
     latest, previous = checkpoint_path(run_dir, "latest"), checkpoint_path(run_dir, "previous")
     if not latest.exists() and not previous.exists():
         return None
@@ -62,6 +64,8 @@ def load_latest(run_dir: Path, device: torch.device | str = "cpu") -> tuple[dict
             raise
         state = load(previous, device)
         say(f"warning: {error}; going on from {previous} instead")
+        if distributed.is_main() and latest.exists():  # it must never take the other's place
+            os.replace(latest, checkpoint_path(run_dir, "damaged"))
         return state, previous
 
 
@@ -76,8 +80,9 @@ def prune(run_dir: Path, keep: int, epoch: int) -> None:
 
 def clean(run_dir: Path) -> None:
     """Delete unfinished files that a killed run left."""
-    for path in checkpoint_path(run_dir, "latest").parent.glob(".model_*.tmp"):
-        path.unlink(missing_ok=True)
+    for pattern in (".model_*.tmp", "model_*.tmp"):
+        for path in checkpoint_path(run_dir, "latest").parent.glob(pattern):
+            path.unlink(missing_ok=True)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

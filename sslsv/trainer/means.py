@@ -49,3 +49,10 @@ class EpochMeans:
         self.sums = {
             k: v.to(device) if isinstance(v, Tensor) else v for k, v in state["sums"].items()
         }
+
+    @staticmethod
+    def mean(states: list[dict[str, Any]]) -> dict[str, Any]:
+        """Of the states of several processes, one for each of another number of them."""
+        names = states[0]["sums"]
+        sums = {name: sum(state["sums"][name] for state in states) / len(states) for name in names}
+        return {**states[0], "sums": sums}

@@ -11,6 +11,8 @@ import torch
 from sslsv import distributed
 from sslsv.errors import CheckpointError
 from sslsv.trainer import checkpoint, reference
+from sslsv.trainer.averaging import RunningAverage
+from sslsv.trainer.means import EpochMeans
 from sslsv.trainer.tracking import say
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
 def _own_state(trainer: Trainer) -> dict[str, Any]:
     """Of this process: random numbers, means, and statistics that are made equal later."""
     state: dict[str, Any] = {"rng": torch.get_rng_state(), "means": trainer.means.state_dict()}
+    state["skipped"] = trainer.skipped.state_dict()
     if trainer.device.type == "cuda":
         state["cuda_rng"] = torch.cuda.get_rng_state(trainer.device)
     if distributed.world_size() > 1:
@@ -101,7 +104,10 @@ def load_state(trainer: Trainer, state: dict[str, Any], source: Path) -> None:
 def _load_own_state(trainer: Trainer, processes: list[dict[str, Any]]) -> None:
     same = len(processes) == distributed.world_size()
     own = processes[distributed.rank() if same else 0]
-    trainer.means.load_state_dict(own["means"], trainer.device)
+    means = own["means"] if same else EpochMeans.mean([its["means"] for its in processes])
+    trainer.means.load_state_dict(means, trainer.device)
+    for its in [own] if same else processes if distributed.is_main() else []:
+        trainer.skipped.load_state_dict(its["skipped"])
     if not same:
         say(
             f"this training was saved by {len(processes)} processes and goes on with "
@@ -135,6 +141,7 @@ def _go_on_from(trainer: Trainer, state: dict[str, Any], source: Path) -> None:
     # Another run's steps and best value need not be comparable with this one's.
     trainer.step = trainer.epoch * trainer.steps_per_epoch
     trainer.start_epoch_anew()
+    trainer.average = RunningAverage(trainer.last_epoch)
     trainer.best_metric, trainer.stale_epochs = None, 0
     where = f"{trainer.run_dir}: going on from {source} after epoch {trainer.epoch}"
     say("; ".join([where, *remarks]))
@@ -164,9 +171,9 @@ def _refuse_changed_settings(saved: dict[str, Any], own: dict[str, Any], source:
         for key, change in (differences(saved, own) if saved else {}).items()
         if key not in _FREE_KEYS and (key.startswith(_FIXED_SECTIONS) or key in _FIXED_KEYS)
     }
-    for i, (before, now) in enumerate(zip(_splits(saved), _splits(own), strict=False)):
-        if saved and before != now:  # speakers that were held out would be trained on
-            changed[f"evaluation.validation.{i}.split"] = f"{before} -> {now}"
+    before, now = _splits(saved), _splits(own)
+    if saved and before != now:  # speakers that were held out would be trained on
+        changed["evaluation.validation split"] = f"{before} -> {now}"
     if changed:
         text = ", ".join(f"{key} {change}" for key, change in changed.items())
         raise CheckpointError(
@@ -176,6 +183,6 @@ def _refuse_changed_settings(saved: dict[str, Any], own: dict[str, Any], source:
 
 
 def _splits(settings: dict[str, Any]) -> list[Any]:
-    """Which speakers are held out, of each validation task; None: none are."""
+    """Which speakers are held out, by the validation tasks that ask for it."""
     tasks = settings.get("evaluation", {}).get("validation", [])
-    return [task.get("split") for task in tasks] or [None]
+    return [task["split"] for task in tasks if task.get("split")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sslsv import distributed
 from sslsv.datasets.views import Batch, Skipped
@@ -20,6 +21,13 @@ class SkippedFiles:
 
     def add(self, batch: Batch) -> None:
         self._met += batch.skipped
+
+    def state_dict(self) -> list[list[Any]]:
+        """Of this epoch so far."""
+        return [[row, reason] for row, reason in self._met]
+
+    def load_state_dict(self, state: list[list[Any]]) -> None:
+        self._met += [Skipped(row, reason) for row, reason in state]
 
     def report(self, name_row: Callable[[int], str]) -> None:
         """At the end of an epoch, in every process: say what was skipped and add it to the list."""

@@ -43,6 +43,7 @@ from sslsv.trainer.tracking import (
 )
 
 Metrics = dict[str, float]
+MOST_OVERFLOWS = 40  # in a row: the scale has come down to 2^-24 by then
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -80,6 +81,7 @@ class Trainer:
         self.network = self._wrap(self.method)
         self.optimizer = make_optimizer(config, self.method)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.overflows = torch.zeros((), device=device)  # steps in a row, in float16
         self.guard = FiniteGuard(device)
         self.check_every = 1 if device.type == "cpu" else CHECK_EVERY  # there it costs nothing
         self.tracker = Tracker(run_dir, config, settings)
@@ -88,7 +90,7 @@ class Trainer:
         self.step = 0  # optimiser steps done
         self.epoch = 0  # epochs done
         self.means = EpochMeans()  # of the epoch at hand
-        self.average = RunningAverage()
+        self.average = RunningAverage(self.last_epoch)
         self.best_metric: float | None = None
         self.stale_epochs = 0  # epochs since best_metric
         self.waiting: dict[str, float] = {}  # for data, in the epoch at hand
@@ -240,14 +242,17 @@ class Trainer:
         """An optimiser step, unless the loss or a gradient is not finite.
 
         In float16 gradients may overflow because the loss is scaled too much: that costs a step
-        and lowers the scale, and is no failure.
+        and lowers the scale, and is no failure until it has happened many times in a row.
         """
         parameters = self.parameters
         if self.scaler.is_enabled():
             self.scaler.unscale_(self.optimizer)
-            self.guard.watch(loss, [], self.step, rows)
-            overflow = self.scaler._per_optimizer_states[id(self.optimizer)]["found_inf_per_device"]
-            found_inf = torch.maximum(self.guard.frozen, next(iter(overflow.values())))
+            states = self.scaler._per_optimizer_states[id(self.optimizer)]
+            overflow = next(iter(states["found_inf_per_device"].values()))
+            self.overflows = (self.overflows + 1) * overflow
+            hopeless = self.overflows > MOST_OVERFLOWS
+            self.guard.watch(loss.masked_fill(hopeless, math.nan), [], self.step, rows)
+            found_inf = torch.maximum(self.guard.frozen, overflow)
         else:
             self.guard.watch(loss, parameters, self.step, rows)
             found_inf = self.guard.frozen
