@@ -195,7 +195,7 @@ class Trainer:
 
     def start_epoch_anew(self) -> None:
         """Forget what an epoch has given so far."""
-        self.means = EpochMeans()
+        self.means, self.skipped = EpochMeans(), SkippedFiles(self.run_dir)
 
     # ------------------------------------------------------------------------ a step
 
