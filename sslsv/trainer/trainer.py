@@ -281,11 +281,15 @@ class Trainer:
         return compared, found
 
     def _observe(self) -> None:
-        """Where memories are empty that the epoch needs: a pass over its batches that trains
-        nothing."""
+        """Where memories are empty that the epoch needs: a pass over the data that trains nothing.
+
+        Crops and augmentation are those of no epoch: were they those of the first one, its targets
+        would be in the very noise that it sees.
+        """
         method, ssps = self.method.wants_pass(), self.ssps and self.ssps.wants_pass(self.epoch)
         if not method and not ssps:
             return
+        self.sampler.set_epoch(self.config.epochs + self.epoch)
         with progress_bar(self.steps_per_epoch, "Filling memories") as bar:
             for batch in self.loader:
                 batch = batch.to(self.device).augmented()
@@ -295,6 +299,7 @@ class Trainer:
                     if ssps:
                         self._observe_positives(batch)
                 bar.update()
+        self.sampler.set_epoch(self.epoch)
 
     @torch.no_grad()
     def _observe_positives(self, batch: Batch) -> None:
