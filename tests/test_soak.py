@@ -80,18 +80,25 @@ def test_demo_beats_its_baselines_by_half(demo_data: Path, tmp_path: Path) -> No
 
 
 def test_simclr_learns_from_an_hour_of_real_speech(real_data: Path, tmp_path: Path) -> None:
-    """Some 20 minutes on two cores."""
-    overrides = [f"dataset.base_path={real_data}", "dataset.train=pool.csv", "trainer.epochs=40"]
-    overrides += ["dataset.wrap_length=64000"]  # its files are hardly longer than a crop
-    overrides += ["evaluation.test.0.trials=[trials.txt]", f"run_dir={tmp_path / 'run'}"]
-    config = load_config(CONFIG, overrides)
-    train(config)
-    average_epochs(tmp_path / "run", count=10)
-    averaged = eers(evaluate(config, "avg"), "trials.txt")
-    eer = eers(evaluate(config, baselines=True), "trials.txt")
-    assert averaged["trained"] < eer["untrained"]
-    assert eer["trained"] < eer["untrained"]
-    assert eer["trained"] <= 24
+    """Some 20 minutes a seed on two cores. Single runs lie up to 5 points apart, so the mean is
+    asked for (docs/results.md)."""
+    found = []
+    for seed in (1717, 1, 2):
+        overrides = [f"dataset.base_path={real_data}", "dataset.train=pool.csv", f"seed={seed}"]
+        overrides += ["dataset.wrap_length=64000", "trainer.epochs=40"]
+        overrides += ["evaluation.test.0.trials=[trials.txt]", f"run_dir={tmp_path / str(seed)}"]
+        config = load_config(CONFIG, overrides)
+        train(config)
+        average_epochs(tmp_path / str(seed), count=10)
+        averaged = eers(evaluate(config, "avg"), "trials.txt")
+        eer = eers(evaluate(config, baselines=True), "trials.txt")
+        print(
+            f"RESULT seed {seed}: EER {eer['trained']:.2f} %, averaged {averaged['trained']:.2f} %"
+        )
+        assert averaged["trained"] < eer["untrained"]
+        assert eer["trained"] < eer["untrained"]
+        found.append(eer["trained"])
+    assert sum(found) / len(found) <= 24
 
 
 @pytest.mark.parametrize("kind", METHODS)
