@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +14,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from sslsv.datasets.parcel import Parcel
 from sslsv.errors import UserError
 from sslsv.interrupt import leave_signals_to_the_parent
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Processes that read data ignore SIGTERM, with which Python would end them and then wait."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 class Loader:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from sslsv.trainer import checkpoint
 class RunningAverage:
     """The mean of weights that are added one after the other, without their files.
 
-    ``until``: the epoch with which they end. Sums that were to end with another are of no use.
+    ``epochs``: the first and the last one whose weights are meant. Sums that were meant for others
+    are of no use.
     """
 
-    def __init__(self, until: int = 0) -> None:
-        self.until = until
+    def __init__(self, epochs: Sequence[int] = (0, 0)) -> None:
+        self.epochs = list(epochs)
         self.count = 0
         self.sums: dict[str, Tensor] = {}
 
@@ -39,10 +40,10 @@ class RunningAverage:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"until": self.until, "count": self.count, "sums": self.sums}
+        return {"epochs": self.epochs, "count": self.count, "sums": self.sums}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["until"] == self.until:
+        if state["epochs"] == self.epochs:
             self.count, self.sums = state["count"], state["sums"]
 
 

@@ -11,7 +11,6 @@ import torch
 from sslsv import distributed
 from sslsv.errors import CheckpointError
 from sslsv.trainer import checkpoint, reference
-from sslsv.trainer.averaging import RunningAverage
 from sslsv.trainer.means import EpochMeans
 from sslsv.trainer.tracking import say
 
@@ -141,7 +140,7 @@ def _go_on_from(trainer: Trainer, state: dict[str, Any], source: Path) -> None:
     # Another run's steps and best value need not be comparable with this one's.
     trainer.step = trainer.epoch * trainer.steps_per_epoch
     trainer.start_epoch_anew()
-    trainer.average = RunningAverage(trainer.last_epoch)
+    trainer.average = trainer.new_average()
     trainer.best_metric, trainer.stale_epochs = None, 0
     where = f"{trainer.run_dir}: going on from {source} after epoch {trainer.epoch}"
     say("; ".join([where, *remarks]))

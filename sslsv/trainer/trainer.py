@@ -90,7 +90,7 @@ class Trainer:
         self.step = 0  # optimiser steps done
         self.epoch = 0  # epochs done
         self.means = EpochMeans()  # of the epoch at hand
-        self.average = RunningAverage(self.last_epoch)
+        self.average = self.new_average()
         self.best_metric: float | None = None
         self.stale_epochs = 0  # epochs since best_metric
         self.waiting: dict[str, float] = {}  # for data, in the epoch at hand
@@ -196,6 +196,11 @@ class Trainer:
     def start_epoch_anew(self) -> None:
         """Forget what an epoch has given so far."""
         self.means, self.skipped = EpochMeans(), SkippedFiles(self.run_dir)
+
+    def new_average(self) -> RunningAverage:
+        """Of the last ``avg_count`` epochs."""
+        last = self.last_epoch
+        return RunningAverage((last - self.config.avg_count + 1, last))
 
     # ------------------------------------------------------------------------ a step
 

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -1307,11 +1307,14 @@ def test_a_signal_does_not_hide_that_the_loss_is_not_finite(make_trainer):
 
 
 @pytest.fixture
-def clock(monkeypatch) -> list[float]:
+def clock(monkeypatch) -> Iterator[list[float]]:
     """What time it is for the module of signals."""
     now = [100.0]
+    # A shell's background jobs ignore it, and tests may be one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     monkeypatch.setattr(interrupt, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
+    yield now
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_second_interrupt_stops_at_once_where_it_comes_later(clock):
@@ -1381,7 +1384,7 @@ def test_a_training_that_fails_unforeseen_ends(config_file):
         try:
             while "RuntimeError: CUDA out of memory" not in (line := process.stderr.readline()):
                 assert line, "it ended without its error"
-            assert process.wait(timeout=10) == 1
+            assert process.wait(timeout=30) == 1
         finally:
             process.kill()  # its worker ends with it
 
