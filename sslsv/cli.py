@@ -100,6 +100,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from sslsv import distributed
     from sslsv.config import load_config
+    from sslsv.evaluations.conditions import format_conditions, split_conditions
     from sslsv.evaluations.table import format_table
     from sslsv.experiment import evaluate
 
@@ -107,7 +108,55 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         config = load_config(arguments.config, arguments.overrides)
         results = evaluate(config, arguments.model_suffix, arguments.baselines, arguments.plots)
         if distributed.is_main():
-            print(format_table(results))
+            print(format_table({name: split_conditions(x)[0] for name, x in results.items()}))
+            if table := format_conditions(results):
+                print(f"\n{table}")
+
+
+def _add_embed(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument(
+        "--list",
+        nargs="+",
+        required=True,
+        dest="sources",
+        metavar="FILE",
+        help="lists, FILE.csv with a column File of paths below dataset.base_path, or audio files",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="X.npz (arrays files and embeddings) or X.ark (Kaldi, with X.scp beside it)",
+    )
+    parser.add_argument(
+        "--model_suffix", default="latest", help="which checkpoint: latest, best, avg or epoch-N"
+    )
+    parser.add_argument("--num_frames", type=int, default=1, help="evenly spaced frames of a file")
+    parser.add_argument(
+        "--frame_length", type=int, help="samples of a frame; the whole file where none is given"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="files embedded together")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="of the encoder"
+    )
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    from sslsv import distributed
+    from sslsv.config import load_config
+    from sslsv.embed import Frames, embed
+
+    a = arguments
+    frames = Frames(
+        batch_size=a.batch_size,
+        num_frames=a.num_frames,
+        frame_length=a.frame_length,
+        precision=a.precision,
+    )
+    with distributed.session():
+        embed(load_config(a.config, a.overrides), a.sources, a.output, a.model_suffix, frames)
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -162,6 +211,112 @@ def _average(arguments: argparse.Namespace) -> None:
     print(f"{path}: mean of {arguments.count} epochs; evaluate it with --model_suffix avg")
 
 
+def _add_profile(parser: argparse.ArgumentParser) -> None:
+    _add_config(parser)
+    parser.add_argument("--steps", type=int, default=20, help="how many steps to measure")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before, not measured")
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="FILE",
+        help="trace to write, profile.json goes beside it; profile/trace.json in the run's folder "
+        "where none is given",
+    )
+
+
+def _profile(arguments: argparse.Namespace) -> None:
+    from sslsv.config import load_config
+    from sslsv.profiling import profile
+
+    config = load_config(arguments.config, arguments.overrides)
+    profile(config, arguments.steps, arguments.warmup, arguments.trace)
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--fit",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="SCORES",
+        help="score file to fit on; several, one a system, are fused",
+    )
+    source.add_argument("--model", type=Path, metavar="JSON", help="what an earlier call fitted")
+    parser.add_argument(
+        "--apply",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="SCORES",
+        help="score file to calibrate; of several systems in the order of --fit",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="score file to write; what was fitted goes beside it, as .json",
+    )
+    parser.add_argument(
+        "--prior", type=float, default=0.01, help="of a target trial, to fit and measure for"
+    )
+    parser.add_argument(
+        "--quality",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="CSV",
+        help="measures of files, as columns beside File: used as they are, of both files of a "
+        "trial (scores/*_cohort.csv has some, where score_norm is set)",
+    )
+    parser.add_argument("--columns", nargs="+", metavar="NAME", help="columns of --quality to use")
+    parser.add_argument(
+        "--durations",
+        type=Path,
+        metavar="FOLDER",
+        help="also use the logarithms of both files' durations; paths in lists are below FOLDER",
+    )
+
+
+def _calibrate(arguments: argparse.Namespace) -> None:
+    from sslsv.evaluations.calibration import calibrate
+
+    a = arguments
+    calibration, table = calibrate(
+        a.apply, a.output, a.fit, a.model, a.prior, a.quality, a.columns, a.durations
+    )
+    for remark in calibration.remarks:
+        print(f"warning: {remark}", file=sys.stderr)
+    print(table)
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", type=Path, help="score file, or the folder of a run")
+    parser.add_argument("b", metavar="B", type=Path, help="another, with the same trials")
+    parser.add_argument(
+        "--metric", default="eer", help="eer, eer_rocch, mindcf, actdcf, cllr or mincllr"
+    )
+    parser.add_argument(
+        "--speakers",
+        type=Path,
+        metavar="FILE.csv",
+        help="columns File and Speaker; where none is given, files that target trials join are "
+        "one speaker",
+    )
+    parser.add_argument("--resamples", type=int, default=1000, help="of the speakers")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples")
+    parser.add_argument(
+        "--p_target", type=float, default=0.01, help="prior of a target trial, for detection costs"
+    )
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from sslsv.evaluations.compare import compare, format_report
+
+    print(format_report(compare(**vars(arguments))))
+
+
 COMMANDS = {
     "train": Command(
         "Train a model, or go on where the last run in its folder stopped.",
@@ -181,6 +336,24 @@ COMMANDS = {
         _add_evaluate,
         _evaluate,
     ),
+    "embed": Command(
+        "Write the embeddings of audio files, as npz or Kaldi ark.",
+        "sslsv embed models/demo/simclr/config.yml --list test.csv --output test.npz",
+        _add_embed,
+        _embed,
+    ),
+    "calibrate": Command(
+        "Turn scores into log-likelihood ratios, of one system or several together.",
+        "sslsv calibrate --fit dev.txt --apply test.txt --output test_llr.txt",
+        _add_calibrate,
+        _calibrate,
+    ),
+    "compare": Command(
+        "Say whether two systems differ on the same trials, with error bars.",
+        "sslsv compare runs/simclr runs/moco --metric eer",
+        _add_compare,
+        _compare,
+    ),
     "export": Command(
         "Write a trained model as one file for other programs.",
         "sslsv export models/demo/simclr/config.yml --format onnx",
@@ -192,6 +365,12 @@ COMMANDS = {
         "sslsv doctor models/demo/simclr/config.yml --full",
         _add_doctor,
         _doctor,
+    ),
+    "profile": Command(
+        "Time the stages of a training step, and write a trace of a few steps.",
+        "sslsv profile models/demo/simclr/config.yml --steps 50",
+        _add_profile,
+        _profile,
     ),
 }
 

@@ -12,14 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sslsv import audio, distributed
 from sslsv.config import Config
 from sslsv.datasets.manifest import Manifest, read_manifest
-from sslsv.datasets.samplers import make_batches
-from sslsv.errors import DataError, UserError, listing
+from sslsv.datasets.samplers import Batches, make_batches
+from sslsv.errors import ConfigError, DataError, UserError, listing
+from sslsv.evaluations.base import TaskConfig
+from sslsv.evaluations.classification import Classification, ClassificationConfig
+from sslsv.evaluations.split import SPLIT, hold_out, split_of
 from sslsv.evaluations.trials import Trials, read_trials
 from sslsv.experiment import build_method
+from sslsv.methods.base import Method
+from sslsv.methods.deepcluster import DeepClusterConfig
+from sslsv.methods.ssps import SSPS, SSPSConfig
+from sslsv.methods.supervised import SupervisedConfig
 from sslsv.registry import EVALUATIONS
 from sslsv.trainer.tracking import progress_bar, say
 
@@ -37,17 +45,20 @@ def examine(config: Config, full: bool = False) -> None:
     """
     report = Report()
     heard = _Audio(config, full)
-    manifest = _list(config, report)
+    manifest, batches, held_out = _list(config, report), None, None
     if manifest:
-        _labels(config, manifest, report)
-        files = [manifest.file(row) for row in range(len(manifest))]
-        _audio_of_list(config, manifest, files, heard, report)
-    for name, trials in _trial_lists(config, report).items():
+        whole = manifest
+        manifest, held_out = _without_held_out(config, whole, report)
+        batches = _labels(config, manifest, report)
+        _audio_of_list(config, whole, heard, report)
+    for name, trials in _trial_lists(config, manifest, held_out, report).items():
         _trials(config, name, trials, heard, report)
         if manifest:
-            _overlap(manifest, set(files), trials, report)
+            _overlap(manifest, trials, report)
     _augmentation(config, heard, report)
-    _machine(config, report)
+    method = build_method(config)
+    memories = _method(config, method, manifest, batches, report)
+    _machine(config, _checkpoint_bytes(config, method, memories), report)
     report.close()
 
 
@@ -104,6 +115,7 @@ class _Audio:
 
     def __init__(self, config: Config, full: bool):
         self.resample, self.full = config.dataset.resample, full
+        self.skipped: set[str] = set()  # paths that cannot be used, of which one stops no run
         self._known: set[str] = set()
 
     def new(self, paths: Iterable[str]) -> list[str]:
@@ -138,6 +150,8 @@ class _Audio:
 
     def report(self, paths: Sequence[str], heard: Heard, stops: bool, report: Report) -> None:
         """Say which files cannot be used; ``stops`` is whether one is enough to stop a run."""
+        if not stops:
+            self.skipped |= {paths[i] for i in heard.errors}
         stops = stops or len(heard.errors) == len(paths)
         missing = [paths[i] for i, error in heard.errors.items() if error.endswith(_MISSING)]
         if missing:
@@ -155,6 +169,7 @@ class _Audio:
             if self.resample:
                 report.note(f"{text}; they are resampled")
             else:
+                self.skipped |= set() if stops else {paths[i] for i in others}
                 fix = f"set dataset.resample: true or convert the files to {audio.SAMPLE_RATE} Hz"
                 report.fault(text, fix, stops or len(others) == len(paths))
         if many := int((heard.channels > 1).sum()):
@@ -194,13 +209,22 @@ def _list(config: Config, report: Report) -> Manifest | None:
     dataset = config.dataset
     path = dataset.base_path / dataset.train
     report.title(f"Training list {path}")
-    try:
-        manifest = read_manifest(
-            dataset.train, dataset.base_path, dataset.label_key, dataset.max_samples
+    columns = config.method.ssps.metric_columns if config.method.ssps else []
+
+    def read(columns: Sequence[str] = ()) -> Manifest:
+        return read_manifest(
+            dataset.train, dataset.base_path, dataset.label_key, dataset.max_samples, columns
         )
+
+    try:
+        manifest = read()
     except DataError as error:
         report.problem(str(error))
         return None
+    try:
+        read(columns)
+    except DataError as error:
+        report.problem(str(error), "correct method.ssps.metric_columns")
     names, first, counts = np.unique(manifest.files, return_index=True, return_counts=True)
     twice = np.flatnonzero(counts > 1)
     if len(twice):
@@ -210,7 +234,26 @@ def _list(config: Config, report: Report) -> Manifest | None:
     return manifest
 
 
-def _labels(config: Config, manifest: Manifest, report: Report) -> None:
+def _without_held_out(
+    config: Config, manifest: Manifest, report: Report
+) -> tuple[Manifest, Trials | None]:
+    """What is left to train on, and the trials of the speakers that validation takes from it."""
+    split = split_of(config.evaluation.validation)
+    if split is None:
+        return manifest, None
+    try:
+        left, trials = hold_out(manifest, split, config.seed)
+    except UserError as error:
+        report.problem(str(error))
+        return manifest, None
+    report.note(
+        f"{split.speakers} labels with {len(manifest) - len(left):,} utterances are held out for "
+        "validation"
+    )
+    return left, trials
+
+
+def _labels(config: Config, manifest: Manifest, report: Report) -> Batches | None:
     counts = np.bincount(manifest.labels)
     report.note(
         f"{len(manifest):,} utterances of {len(counts):,} labels ({config.dataset.label_key}); "
@@ -223,14 +266,14 @@ def _labels(config: Config, manifest: Manifest, report: Report) -> None:
         )
     except UserError as error:
         report.problem(str(error))
-    else:
-        report.note(f"{len(batches):,} batches of {config.trainer.batch_size} an epoch")
+        return None
+    report.note(f"{len(batches):,} batches of {config.trainer.batch_size} an epoch")
+    return batches
 
 
-def _audio_of_list(
-    config: Config, manifest: Manifest, files: list[str], heard: _Audio, report: Report
-) -> None:
+def _audio_of_list(config: Config, manifest: Manifest, heard: _Audio, report: Report) -> None:
     report.title("Audio of the training list")
+    files = map(manifest.file, range(len(manifest)))
     paths = heard.new(str(manifest.base_path / file) for file in files)
     found = heard.look(paths)
     heard.report(paths, found, config.dataset.on_error == "raise", report)
@@ -267,20 +310,21 @@ def _histogram(seconds: np.ndarray) -> list[str]:
 # ---------------------------------------------------------------------------- evaluations
 
 
-def _trial_lists(config: Config, report: Report) -> dict[str, Trials]:
+def _trial_lists(
+    config: Config, manifest: Manifest | None, held_out: Trials | None, report: Report
+) -> dict[str, Trials]:
     """The trials of all tasks by list; a task of another kind looks at its lists itself."""
     lists: dict[str, Trials] = {}
     refused: set[str] = set()
     for task in [*config.evaluation.validation, *config.evaluation.test]:
         if not hasattr(task, "trials"):
-            try:
-                EVALUATIONS.get(task.type).cls(task, config.dataset)
-            except UserError as error:
-                report.title(f"Evaluation {task.type}")
-                report.problem(str(error))
+            _other_task(config, task, manifest, report)
             continue
         for name in task.trials:
             if name in lists or name in refused:
+                continue
+            if name == SPLIT:  # not the name of a file
+                lists |= {name: held_out} if held_out else {}
                 continue
             try:
                 lists[name] = read_trials(config.dataset.base_path / name)
@@ -291,11 +335,28 @@ def _trial_lists(config: Config, report: Report) -> dict[str, Trials]:
     return lists
 
 
+def _other_task(
+    config: Config, task: TaskConfig, manifest: Manifest | None, report: Report
+) -> None:
+    more = {}
+    if isinstance(task, ClassificationConfig):
+        more["has_head"] = isinstance(config.method, SupervisedConfig)
+    try:
+        built = EVALUATIONS.get(task.type).cls(task, config.dataset, **more)
+        if isinstance(built, Classification) and built.by_head and manifest:
+            built.set_labels(manifest.label_names)
+    except UserError as error:
+        report.title(f"Evaluation {task.type}")
+        report.problem(str(error))
+
+
 def _trials(config: Config, name: str, trials: Trials, heard: _Audio, report: Report) -> None:
-    report.title(f"Trials {config.dataset.base_path / name}")
+    base_path = config.dataset.base_path
+    held_out = f"of the held-out speakers of {base_path / config.dataset.train}"
+    report.title(f"Trials {held_out if name == SPLIT else base_path / name}")
     targets = int(trials.labels.sum())
     report.note(
-        f"{len(trials):,} trials, {targets:,} of them targets, of {len(trials.files):,} files"
+        f"{len(trials):,} trials, {targets:,} of them targets, of {len(trials.audio):,} files"
     )
     pairs = trials.enrol.astype(np.int64) * len(trials.files) + trials.test
     _, first, inverse, counts = np.unique(
@@ -312,19 +373,26 @@ def _trials(config: Config, name: str, trials: Trials, heard: _Audio, report: Re
         report.warn(text, "remove the repetitions: they count more often than others")
     if same := int((trials.enrol == trials.test).sum()):
         report.warn(f"{same} trials compare a file with itself", "remove them: they are no test")
-    paths = heard.new(str(config.dataset.base_path / file) for file in trials.files)
+    if bad := [file for file in trials.audio if str(base_path / file) in heard.skipped]:
+        report.problem(
+            f"{len(bad)} of {len(trials.audio)} files cannot be used, which training skips and an "
+            f"evaluation does not: {listing(bad)}",
+            "re-encode the files or remove them from the lists",
+        )
+    paths = heard.new(str(base_path / file) for file in trials.audio)
     heard.report(paths, heard.look(paths), True, report)
 
 
-def _overlap(manifest: Manifest, files: set[str], trials: Trials, report: Report) -> None:
-    shared = [file for file in trials.files if file in files]
+def _overlap(manifest: Manifest, trials: Trials, report: Report) -> None:
+    trained = set(manifest.files.tolist())
+    shared = [file for file in trials.audio if file.encode() in trained]
     if shared:
         report.warn(
-            f"{len(shared)} of {len(trials.files)} files are trained on as well: {listing(shared)}",
+            f"{len(shared)} of {len(trials.audio)} files are trained on as well: {listing(shared)}",
             "results on this list do not count as a test; remove its files from the training list",
         )
     known = _labels_that_are_folders(manifest)
-    tested = {part for file in trials.files for part in _folders(file)} & known
+    tested = {part for file in trials.audio for part in _folders(file)} & known
     if tested:
         report.warn(
             f"{len(tested)} speakers of this list are trained on as well: "
@@ -390,7 +458,102 @@ def _augmentation(config: Config, heard: _Audio, report: Report) -> None:
         heard.report(paths, found, True, report)
 
 
-def _machine(config: Config, report: Report) -> None:
+def _method(
+    config: Config,
+    method: Method,
+    manifest: Manifest | None,
+    batches: Batches | None,
+    report: Report,
+) -> int:
+    """Whether its sizes fit the training list; returns bytes of what it keeps of each row."""
+    report.title(f"Method {config.method.type}")
+    if manifest is None:
+        report.note("needs the training list to be looked at")
+        return 0
+    memories: list[Tensor] = []
+    clusters: dict[str, tuple[int, int]] = {}  # setting: how many, at the start of which epoch
+    try:
+        config.method.check_labels(len(manifest.label_names))
+    except ConfigError as error:
+        report.problem(str(error))
+    try:
+        with torch.device("meta"):  # sizes only
+            method.on_data(len(manifest))
+        memories += method.memories().values()
+        if isinstance(config.method, DeepClusterConfig):
+            clusters["method.nb_prototypes"] = max(config.method.nb_prototypes), 0
+    except ConfigError as error:
+        report.problem(str(error))
+    if ssps := config.method.ssps:
+        try:
+            memories += _ssps(config, method, len(manifest)).memories().values()
+            if ssps.clusters:
+                clusters["method.ssps.kmeans_nb_prototypes"] = (
+                    ssps.kmeans_nb_prototypes,
+                    ssps.start_epoch,
+                )
+        except ConfigError as error:
+            report.problem(str(error))
+        _ssps_settings(config, ssps, report)
+    for name, (count, epoch) in clusters.items():
+        _enough_rows(config, batches, name, count, epoch, report)
+    size = _bytes(memories)
+    millions = sum(p.numel() for p in method.parameters() if p.requires_grad) / 1e6
+    report.note(
+        f"{millions:,.2f} M parameters are trained; {_gigabytes(size)} are kept of the utterances, "
+        "on the device and in checkpoints"
+    )
+    return size
+
+
+def _ssps(config: Config, method: Method, rows: int) -> SSPS:
+    """As a training makes it, without its memory."""
+    assert config.method.ssps
+    views = [torch.zeros(2, view.samples) for view in config.dataset.views()[:-1]]
+    method.eval()
+    with torch.no_grad():
+        outputs = method(views)
+    shapes = {name: outputs[name].shape[1:] for name in method.positives}
+    with torch.device("meta"):
+        return SSPS(config.method.ssps, rows, config.encoder.encoder_dim, shapes)
+
+
+def _ssps_settings(config: Config, ssps: SSPSConfig, report: Report) -> None:
+    last, batch = _last_epoch(config), config.trainer.batch_size // config.trainer.accumulation
+    if ssps.start_epoch >= last:
+        report.warn(
+            f"method.ssps.start_epoch: {ssps.start_epoch} epochs come before it and the training "
+            f"has {last}, so that no positive is ever replaced",
+            "lower it, or raise trainer.epochs (and trainer.stop_at_epoch)",
+        )
+    if ssps.sampling != "kmeans" and ssps.pos_queue_size < batch:
+        report.warn(
+            f"method.ssps.pos_queue_size: {ssps.pos_queue_size} places are too few for the {batch} "
+            "utterances of a batch, of which some are lost",
+            "raise it, to many batches",
+        )
+
+
+def _enough_rows(
+    config: Config, batches: Batches | None, name: str, count: int, epoch: int, report: Report
+) -> None:
+    """Whether an epoch sees as many utterances as clusters are made at the start of ``epoch``.
+
+    Those of the epoch before, or of a pass over the data where there is none before.
+    """
+    if batches is None or epoch >= _last_epoch(config):
+        return
+    batches.set_epoch(epoch - 1 if epoch else config.trainer.epochs)
+    rows = batches.plan().rows[: len(batches) * batches.batch_size]
+    if count > (seen := len(np.unique(rows))):
+        report.problem(
+            f"{name}: {count} clusters cannot be made of the {seen} utterances that are in the "
+            "batches of an epoch",
+            "use fewer",
+        )
+
+
+def _machine(config: Config, checkpoints: int, report: Report) -> None:
     report.title("Machine")
     device = distributed.default_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU is seen"
@@ -404,12 +567,11 @@ def _machine(config: Config, report: Report) -> None:
             audio.torchaudio()
         except UserError as error:
             report.problem(str(error))
-    _disk(config, report)
+    _disk(config, checkpoints, report)
 
 
-def _disk(config: Config, report: Report) -> None:
+def _disk(config: Config, needed: int, report: Report) -> None:
     assert config.run_dir is not None
-    needed = _checkpoint_bytes(config)
     folder = config.run_dir.resolve()
     while not folder.exists():
         folder = folder.parent
@@ -418,24 +580,48 @@ def _disk(config: Config, report: Report) -> None:
     if not os.access(folder, os.W_OK):
         report.problem(f"{folder} cannot be written", "give another run_dir")
     if free < needed * _SPARE:
-        report.problem(text, "free space, give another run_dir, or lower trainer.epochs")
+        report.problem(text, "free space, give another run_dir, or set trainer.keep_last_n")
     else:
         report.note(text)
 
 
-def _checkpoint_bytes(config: Config) -> int:
-    """Of all that a run still writes: weights of each epoch, best and latest, and the optimiser's.
+def _checkpoint_bytes(config: Config, method: Method, memories: int) -> int:
+    """Of all that a run still writes, with ``memories`` of so many bytes.
 
-    A file replaces the old one only when it is complete, so there is one of each more.
+    Weights of epochs, of the best one and of the mean; twice, as the latest and the one before,
+    weights, moments, memories and the sums of the mean. A file takes the place of the old one only
+    when it is complete, so there is one more at times.
     """
+    trainer = config.trainer
+    weights = _bytes(method.state_dict().values())
+    trainable = _bytes(p for p in method.parameters() if p.requires_grad)
+    moments = trainable * (2 if trainer.optimizer in ("adam", "adamw") else 1)
+    floats = sum(x.numel() for x in method.state_dict().values() if x.is_floating_point())
+    sums = 8 * floats if trainer.avg_count else 0  # float64
+    full = weights + moments + memories + sums
+
+    epochs = _last_epoch(config)
+    if trainer.keep_last_n:  # an old one goes when the new one is there
+        epochs = min(epochs, trainer.keep_last_n + 1)
+    tracked = bool(config.evaluation.validation) or trainer.tracked_metric.startswith("train/")
+    replaced = tracked + (trainer.avg_count > 0)  # model_best.pt, model_avg.pt
+    total = weights * (epochs + replaced + (replaced > 0)) + 2 * full
+    return max(weights + full, total - _there(config))
+
+
+def _there(config: Config) -> int:
+    """Bytes of the checkpoints that are there already, of hard links once."""
     assert config.run_dir is not None
-    method = build_method(config)
-    weights = sum(x.numel() * x.element_size() for x in method.state_dict().values())
-    trainable = sum(x.numel() * x.element_size() for x in method.parameters() if x.requires_grad)
-    moments = trainable * (1 if config.trainer.optimizer == "sgd" else 2)
-    epochs = min(config.trainer.epochs, config.trainer.stop_at_epoch or config.trainer.epochs)
-    there = len(list(Path(config.run_dir, "checkpoints").glob("model_epoch-*.pt")))
-    return weights * (max(0, epochs - there) + 3) + 2 * moments
+    stats = [path.stat() for path in Path(config.run_dir, "checkpoints").glob("model_*.pt")]
+    return sum({stat.st_ino: stat.st_size for stat in stats}.values())
+
+
+def _last_epoch(config: Config) -> int:
+    return min(config.trainer.epochs, config.trainer.stop_at_epoch or config.trainer.epochs)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def _gigabytes(size: float) -> str:

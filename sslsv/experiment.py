@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sslsv import distributed
@@ -13,17 +14,30 @@ from sslsv.config import Config, save_resolved, to_dict
 from sslsv.datasets.loader import Loader
 from sslsv.datasets.manifest import Manifest, read_manifest
 from sslsv.datasets.preflight import preflight
-from sslsv.datasets.samplers import make_batches
+from sslsv.datasets.samplers import make_batches, rows_in_use
 from sslsv.datasets.views import SpeechDataset
 from sslsv.encoders.base import Encoder
 from sslsv.errors import ConfigError
 from sslsv.evaluations.base import Embed, Result, Task, TaskConfig
 from sslsv.evaluations.baselines import mfcc_statistics
+from sslsv.evaluations.cache import cached
+from sslsv.evaluations.calibration import write_measures
+from sslsv.evaluations.classification import (
+    LABELS,
+    Classification,
+    ClassificationConfig,
+    refuse_missing_head,
+    refuse_other_labels,
+    saved_labels,
+    write_predictions,
+)
+from sslsv.evaluations.conditions import Stress, Stressable, prepare, run_under_all
 from sslsv.evaluations.split import hold_out, split_of
 from sslsv.evaluations.trials import Trials, write_scores
 from sslsv.files import read_json, write_json
 from sslsv.methods.base import Method
 from sslsv.methods.ssps import SSPS
+from sslsv.methods.supervised import SupervisedConfig
 from sslsv.registry import ENCODERS, EVALUATIONS, METHODS
 from sslsv.trainer import checkpoint
 from sslsv.trainer.tracking import say
@@ -64,7 +78,11 @@ def build_trainer(config: Config) -> Trainer:
             f"of {len(manifest.label_names):,} others are left to train on"
         )
     config.method.check_labels(len(manifest.label_names))
-    tasks = _build_tasks(config, config.evaluation.validation, held_out)
+    labels = manifest.label_names if isinstance(config.method, SupervisedConfig) else None
+    tasks = _build_tasks(config, config.evaluation.validation, held_out, manifest)
+    _check_tracked_classifier(config, tasks)
+    for task in _of_head(tasks):
+        task.set_labels(manifest.label_names)
     sampler = make_batches(
         dataset.sampler,
         manifest.labels,
@@ -79,7 +97,7 @@ def build_trainer(config: Config) -> Trainer:
     method.on_data(len(manifest))
 
     def validate() -> dict[str, float]:
-        found = _run_tasks(tasks, method.eval().embed, device)
+        found = _run_tasks(tasks, method.eval().embed, device, method)
         return {f"val/{name}": value for name, value in found.metrics.items()}
 
     return Trainer(
@@ -88,7 +106,7 @@ def build_trainer(config: Config) -> Trainer:
         Loader(speech, sampler, dataset.num_workers, dataset.pin_memory),
         sampler,
         config.run_dir,
-        to_dict(config),
+        to_dict(config) | ({LABELS: labels} if labels else {}),
         device,
         validate if tasks else None,
         manifest.file,
@@ -111,6 +129,7 @@ def _build_ssps(config: Config, method: Method, manifest: Manifest) -> SSPS:
 def train(config: Config) -> None:
     """Train, or go on training, in ``config.run_dir``."""
     trainer = build_trainer(config)
+    refuse_other_labels(trainer.settings, config)
     trainer.resume()  # before anything is written: it may refuse
     if distributed.is_main():
         save_resolved(config)
@@ -128,35 +147,48 @@ def evaluate(
 ) -> dict[str, dict[str, float]]:
     """Run ``evaluation.test`` on a checkpoint; returns metrics of each system by name.
 
-    ``baselines`` adds the same encoder untrained, and MFCC statistics. Results are merged into
-    ``evaluation.json``, scores go to ``scores/`` and DET curves to ``plots/``.
+    ``baselines`` adds the same encoder untrained, and MFCC statistics. Each system is also measured
+    under ``evaluation.conditions``. Results are merged into ``evaluation.json``, scores go to
+    ``scores/``, DET curves to ``plots/``, and embeddings are kept in ``cache/``.
     """
     assert config.run_dir is not None
     run_dir = config.run_dir
     if not config.evaluation.test:
         raise ConfigError("evaluation.test: is empty, so there is nothing to evaluate; add a task")
     tasks = _build_tasks(config, config.evaluation.test)
+    stresses = prepare(config.evaluation, tasks, config.dataset.base_path, config.dataset.resample)
     earlier = read_json(run_dir / "evaluation.json")
     device = distributed.default_device()
     path = checkpoint.checkpoint_path(run_dir, suffix)
     state = checkpoint.load(path, device)
     method = build_method(config).to(device)
     remarks = checkpoint.load_to_embed(method, state, path)
+    for task in _of_head(tasks):
+        refuse_missing_head(method, state, path)
+        task.set_labels(saved_labels(state) or _listed_labels(config, path))
 
-    systems: dict[str, Callable[[], Embed]] = {"trained": lambda: method.eval().embed}
+    systems: dict[str, Callable[[], Embed]] = {"trained": lambda: cached(method.eval(), config)}
     if baselines:
-        systems["untrained"] = lambda: build_method(config).to(device).eval().embed
+        systems["untrained"] = lambda: cached(build_method(config).to(device).eval(), config)
         systems["mfcc"] = lambda: mfcc_statistics
     results = {}
     for name, embedder in systems.items():
         say(f"Evaluating {'; '.join([str(path), *remarks]) if name == 'trained' else name}")
-        results[name] = _run_tasks(tasks, embedder(), device)
+        head = method if name == "trained" else None
+        results[name] = _run_tasks(tasks, embedder(), device, head, stresses)
     if distributed.is_main():
         about = {"checkpoint": path.name, "epoch": state.get("epoch")}
         _save_results(run_dir, results, earlier | about)
         if plots:
             _plot(run_dir, results)
     return {name: result.metrics for name, result in results.items()}
+
+
+def check_tests(config: Config, labels: list[str]) -> None:
+    """Refuse what ``evaluate`` would refuse of ``evaluation.test`` after a training; ``labels``
+    are those that a trained head would know."""
+    for task in _of_head(_build_tasks(config, config.evaluation.test)):
+        task.set_labels(labels)
 
 
 def _chosen_on_a_test_list(config: Config) -> str | None:
@@ -168,22 +200,101 @@ def _chosen_on_a_test_list(config: Config) -> str | None:
 
 
 def _build_tasks(
-    config: Config, tasks: list[TaskConfig], held_out: Trials | None = None
+    config: Config,
+    tasks: list[TaskConfig],
+    held_out: Trials | None = None,
+    manifest: Manifest | None = None,
 ) -> list[Task]:
-    """``held_out`` is for a task with a section ``split``."""
+    """``held_out`` is for a task with a section ``split``; ``manifest``, for those that need what
+    was trained on, is the training list without them (None: it is read)."""
     built = []
     for task in tasks:
-        trials = [held_out] if split_of([task]) else []
-        built.append(EVALUATIONS.get(task.type).cls(task, config.dataset, *trials))
+        more: dict[str, Any] = {}
+        if split_of([task]):
+            more["held_out"] = held_out
+        if getattr(task, "score_norm", None):
+            more["train"] = _trained_on(config, manifest)
+        if isinstance(task, ClassificationConfig):
+            more["has_head"] = isinstance(config.method, SupervisedConfig)
+        built.append(EVALUATIONS.get(task.type).cls(task, config.dataset, **more))
     return built
 
 
-def _run_tasks(tasks: list[Task], embed: Embed, device: torch.device) -> Result:
+def _trained_on(config: Config, manifest: Manifest | None) -> Manifest:
+    """The rows that a training uses: without held-out speakers, and what the sampler leaves."""
+    dataset = config.dataset
+    if manifest is None:
+        manifest = _training_list(config)
+    used = np.zeros(len(manifest), dtype=bool)
+    used[rows_in_use(dataset.sampler, manifest.labels, config.seed)] = True
+    return manifest if used.all() else manifest.select(used)
+
+
+def _training_list(config: Config) -> Manifest:
+    """Without held-out speakers."""
+    dataset = config.dataset
+    manifest = read_manifest(
+        dataset.train, dataset.base_path, dataset.label_key, dataset.max_samples
+    )
+    if split := split_of(config.evaluation.validation):
+        manifest, _ = hold_out(manifest, split, config.seed)
+    return manifest
+
+
+def _of_head(tasks: list[Task]) -> list[Classification]:
+    """Those that need what the outputs of a trained head stand for."""
+    return [task for task in tasks if isinstance(task, Classification) and task.by_head]
+
+
+def _listed_labels(config: Config, source: Path) -> list[str]:
+    """The labels of the training list, for a checkpoint ``source`` that holds none."""
+    manifest = _training_list(config)
+    config.method.check_labels(len(manifest.label_names))
+    say(
+        f"{source}: does not say which labels it was trained on; taken from {manifest.path}, in "
+        "order of first appearance"
+    )
+    return manifest.label_names
+
+
+def _check_tracked_classifier(config: Config, tasks: list[Task]) -> None:
+    """Refuse a tracked metric of a classifier that the method leaves out."""
+    tracked = config.trainer.tracked_metric
+    for task in tasks:
+        if isinstance(task, Classification):
+            reported = [f"val/{name}" for name in task.config.names_of(task.classifiers)]
+            possible = [f"val/{name}" for name in task.config.metric_names()]
+            if tracked in possible and tracked not in reported:
+                raise ConfigError(
+                    f"trainer.tracked_metric: '{tracked}' is not among what this method is "
+                    f"validated by: {', '.join(reported)}; list it in classifiers, or choose one "
+                    "of these"
+                )
+
+
+def _run_tasks(
+    tasks: list[Task],
+    embed: Embed,
+    device: torch.device,
+    method: Method | None = None,
+    stresses: Sequence[Stress] = (),
+) -> Result:
+    """``method``: that of ``embed``, where it is trained."""
     found = Result()
     for task in tasks:
-        result = task.run(embed, device)
+        if isinstance(task, Classification):
+            result = task.run(embed, device, method)
+        else:
+            result = task.run(embed, device)
         found.metrics |= result.metrics
         found.scores |= {f"{task.config.type}/{k}": v for k, v in result.scores.items()}
+        found.measures |= {f"{task.config.type}/{k}": v for k, v in result.measures.items()}
+        found.predictions |= {f"{task.config.type}/{k}": v for k, v in result.predictions.items()}
+        if isinstance(task, Stressable):
+            kind = task.config.type
+            metrics, scores = run_under_all(task, kind, stresses, result, embed, device)
+            found.metrics |= metrics
+            found.scores |= scores
     return found
 
 
@@ -199,6 +310,11 @@ def _save_results(run_dir: Path, results: dict[str, Result], known: dict[str, An
         for name, scored in result.scores.items():
             file = f"{system}_{_file_name(name)}.txt"
             write_scores(run_dir / "scores" / file, scored.trials, scored.scores)
+        for name, measures in result.measures.items():
+            write_measures(run_dir / "scores" / f"{system}_{_file_name(name)}.csv", measures)
+        for name, predictions in result.predictions.items():
+            file = f"{system}_{_file_name(name)}.csv"
+            write_predictions(run_dir / "scores" / file, predictions)
 
 
 def _plot(run_dir: Path, results: dict[str, Result]) -> None:

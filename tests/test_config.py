@@ -29,6 +29,8 @@ dataset:
   ssl: true
 """  # what a test adds starts on line 7
 
+RAW = "trainer.tracked_metric=val/sv_cosine/split/eer"
+
 Load = Callable[..., Config]
 Refuse = Callable[..., str]
 
@@ -197,7 +199,9 @@ class TestSchema:
         config = to_dict(load(text + "evaluation:\n  test:\n    - type: sv_cosine\n"))
         assert config["dataset"]["augmentation"] == AUGMENTATION
         assert typed(config["dataset"]["sampler"]) == typed(SAMPLER | {"enable": False})
-        assert config["evaluation"]["test"][0].pop("split") is None  # not a published key
+        (task,) = config["evaluation"]["test"]  # with keys that are not published ones
+        own = {"split": None, "score_norm_cohort": "utterance", "precision": "fp32"}
+        assert {name: task.pop(name) for name in own} == own
         assert typed(config["evaluation"]["test"]) == typed([SV_COSINE])
 
     def test_defaults_of_tasks_other_than_verification(self) -> None:
@@ -214,19 +218,32 @@ class TestSchema:
     def test_every_shipped_configuration_loads(self, path: Path) -> None:
         assert load_config(path).run_dir == path.parent
 
+    @pytest.mark.parametrize("norm", ["z-norm", "t-norm", "s-norm", "as-norm"])
+    def test_normalised_scores_can_be_tracked_where_they_are_measured(
+        self, load: Load, refuse: Refuse, norm: str
+    ) -> None:
+        normalised = f"val/sv_cosine_{norm}/split/eer"
+        task = "type: sv_cosine, trials: [split], split: {}"
+        tracked = f"trainer.tracked_metric={normalised}"
+        config = load("", f"evaluation.validation=[{{{task}, score_norm: {norm}}}]", tracked)
+        assert config.trainer.tracked_metric == normalised
+        load("", f"evaluation.validation=[{{{task}, score_norm: {norm}}}]", RAW)
+        said = refuse("", f"evaluation.validation=[{{{task}}}]", tracked)
+        assert f"trainer.tracked_metric: '{normalised}' is not among what this run" in said
+
     @pytest.mark.parametrize(
-        ("override", "message"),
+        ("setting", "message"),
         [
-            (
-                "evaluation.test=[{type: sv_cosine, score_norm: s-norm}]",
-                "score_norm: not available",
-            ),
+            ("score_norm: asnorm", "score_norm: expected one of z-norm, t-norm, s-norm, as-norm"),
+            ("score_norm_cohort: speaker", "score_norm_cohort: expected one of utterance, label"),
+            ("score_norm_cohort_size: 1", "score_norm_cohort_size: must be at least 2"),
         ],
     )
-    def test_what_does_not_exist_yet_is_refused(
-        self, refuse: Refuse, override: str, message: str
+    def test_score_normalisation_is_checked(
+        self, refuse: Refuse, setting: str, message: str
     ) -> None:
-        assert message in refuse("", override)
+        said = refuse("", f"evaluation.test=[{{type: sv_cosine, {setting}}}]")
+        assert said.startswith(f"evaluation.test.0.{message}")
 
     @pytest.mark.parametrize(
         ("overrides", "message"),

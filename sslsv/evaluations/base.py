@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError
+from sslsv.evaluations.conditions import check_names
 from sslsv.evaluations.trials import Trials
 
 
@@ -32,6 +33,7 @@ class TaskConfig:
     batch_size: int = 64  # files embedded together
     num_frames: int = 1  # evenly spaced frames of each file
     frame_length: int | None = 64000  # samples of a frame; null: one frame, the whole file
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the encoder (bf16: autocast)
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "num_frames", "frame_length"):
@@ -50,8 +52,14 @@ class EvaluationConfig:
 
     validation: list[TaskConfig] = field(default_factory=list)  # after each epoch of training
     test: list[TaskConfig] = field(default_factory=list)  # by the evaluate command
+    conditions: list[str] = field(default_factory=list)  # such as duration-2s, snr-5db, telephone
+    conditions_on: Literal["test", "both"] = "test"  # side of a trial that is heard under them
+    cache_gb: float = 4.0  # of embeddings kept in <run_dir>/cache for the next evaluation; 0: none
 
     def __post_init__(self) -> None:
+        check_names(self.conditions)
+        if not self.cache_gb >= 0:
+            raise ConfigError(f"cache_gb: must be 0 or more, got {self.cache_gb}")
         for name in ("validation", "test"):
             types = [task.type for task in getattr(self, name)]
             if twice := {t for t in types if types.count(t) > 1}:
@@ -66,12 +74,32 @@ class Scores:
     scores: np.ndarray
 
 
+@dataclass(frozen=True)
+class Measures:
+    """Numbers that belong to files, for the calibration of scores: columns of N values."""
+
+    files: list[str]
+    columns: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Labels of files and what they are taken for, as codes (N,) into ``names``."""
+
+    files: list[str]
+    names: list[str]
+    true: np.ndarray
+    predicted: np.ndarray
+
+
 @dataclass
 class Result:
     """What a task found."""
 
     metrics: dict[str, float] = field(default_factory=dict)
-    scores: dict[str, Scores] = field(default_factory=dict)  # by trials list
+    scores: dict[str, Scores] = field(default_factory=dict)  # by list; normalised: "s-norm/<list>"
+    measures: dict[str, Measures] = field(default_factory=dict)  # by what they are
+    predictions: dict[str, Predictions] = field(default_factory=dict)  # by list and classifier
 
 
 class Task:

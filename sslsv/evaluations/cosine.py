@@ -8,13 +8,22 @@ from typing import Literal
 import numpy as np
 import torch
 
+from sslsv.datasets.manifest import Manifest, read_manifest
 from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError
 from sslsv.evaluations import metrics
-from sslsv.evaluations.base import Embed, Result, Scores, Task, TaskConfig
+from sslsv.evaluations.base import Embed, Measures, Result, Scores, Task, TaskConfig
+from sslsv.evaluations.conditions import Stress
 from sslsv.evaluations.embeddings import Extraction, extract
+from sslsv.evaluations.score_norm import (
+    Cohort,
+    CohortKind,
+    ScoreNorm,
+    cohort_statistics,
+    normalise,
+)
 from sslsv.evaluations.split import SPLIT, SplitConfig
-from sslsv.evaluations.trials import Trials, check_files, read_trials
+from sslsv.evaluations.trials import Sides, Trials, check_files, read_trials
 from sslsv.registry import register_evaluation
 
 Metric = Literal["eer", "mindcf", "actdcf", "cllr", "avgrprec"]
@@ -57,29 +66,41 @@ class SVConfig(TaskConfig):
 
 @dataclass(kw_only=True)
 class SVCosineConfig(SVConfig):
-    score_norm: Literal["z-norm", "t-norm", "s-norm", "as-norm"] | None = None
-    score_norm_cohort_size: int = 300  # nearest cohort embeddings, for as-norm
+    score_norm: ScoreNorm | None = None  # report normalised scores beside the raw ones
+    score_norm_cohort: CohortKind = "utterance"  # of the training list, or the mean of each label
+    score_norm_cohort_size: int = 300  # nearest of the cohort, for as-norm
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.score_norm is not None:
-            raise ConfigError("score_norm: not available yet; set it to null")
+        if self.score_norm_cohort_size < 2:
+            raise ConfigError(
+                "score_norm_cohort_size: must be at least 2 for a standard deviation, got "
+                f"{self.score_norm_cohort_size}"
+            )
 
     def metric_names(self) -> list[str]:
-        return [f"sv_cosine/{name}/{m}" for name in self.trials for m in self.metrics]
+        systems = ["sv_cosine"]
+        if self.score_norm:
+            systems.append(f"sv_cosine_{self.score_norm}")
+        return [f"{s}/{name}/{m}" for name in self.trials for s in systems for m in self.metrics]
 
 
 @register_evaluation("sv_cosine", SVCosineConfig)
 class SVCosine(Task):
     """Score of a trial: mean over pairs of frames of the cosine of their embeddings.
 
-    This is the dot product of the two files' mean unit-length embeddings.
+    This is the dot product of the two files' mean unit-length embeddings. ``train`` are the rows
+    whose utterances are the cohort of ``score_norm``; None: all that the training list has.
     """
 
     config: SVCosineConfig
 
     def __init__(
-        self, config: SVCosineConfig, dataset: DatasetConfig, held_out: Trials | None = None
+        self,
+        config: SVCosineConfig,
+        dataset: DatasetConfig,
+        held_out: Trials | None = None,
+        train: Manifest | None = None,
     ):
         super().__init__(config, dataset)
         self.lists: dict[str, Trials] = {}
@@ -92,29 +113,72 @@ class SVCosine(Task):
                 path = dataset.base_path / dataset.train
             else:
                 self.lists[name] = read_trials(path)
-            check_files(self.lists[name].files, dataset.base_path, str(path))
+            check_files(self.lists[name].audio, dataset.base_path, str(path))
+        self.sides = Sides(self.lists.values())
+        self.cohort = self._cohort(train) if config.score_norm else None
+
+    def _cohort(self, train: Manifest | None) -> Cohort:
+        config, dataset = self.config, self.dataset
+        if train is None:
+            train = read_manifest(
+                dataset.train, dataset.base_path, dataset.label_key, dataset.max_samples
+            )
+        cohort = Cohort(train, config.score_norm_cohort)
+        if config.score_norm == "as-norm" and config.score_norm_cohort_size > cohort.size:
+            raise ConfigError(
+                f"score_norm_cohort_size: {config.score_norm_cohort_size} is more than the cohort's"
+                f" {cohort.size} {cohort.plural} in {cohort.path}; lower it"
+            )
+        return cohort
 
     def run(self, embed: Embed, device: torch.device) -> Result:
-        files = sorted({file for trials in self.lists.values() for file in trials.files})
-        how = Extraction(
-            base_path=self.dataset.base_path,
-            num_frames=self.config.num_frames,
-            frame_length=self.config.frame_length,
-            batch_size=self.config.batch_size,
-            num_workers=self.dataset.num_workers,
-            resample=self.dataset.resample,
-        )
-        embeddings = extract(embed, files, how, device)
-        place = {file: index for index, file in enumerate(files)}
+        return self._run(self.sides, embed, device)
+
+    def run_under(self, stress: Stress, embed: Embed, device: torch.device) -> Result:
+        """The cohort of ``score_norm`` is not changed."""
+        sides = Sides(self.lists.values(), stress.condition, stress.both)
+        return self._run(sides, embed, device)
+
+    def _run(self, sides: Sides, embed: Embed, device: torch.device) -> Result:
+        embeddings, cohort = self._embed(embed, sides, device)
+        norm, usual = self.config.score_norm, None
         result = Result()
+        if cohort is not None:
+            nearest = self.config.score_norm_cohort_size if norm == "as-norm" else None
+            usual = cohort_statistics(sides.names, embeddings, cohort, nearest, device)
+            columns = {"cohort_mean": usual.mean, "cohort_std": usual.std}
+            result.measures[f"{norm}/cohort"] = Measures(sides.names, columns)
         for name, trials in self.lists.items():
-            index = np.array([place[file] for file in trials.files])
-            scores = score(embeddings, index[trials.enrol], index[trials.test])
-            result.scores[name] = Scores(trials, scores)
-            for metric in self.config.metrics:
-                key = f"sv_cosine/{name}/{metric}"
-                result.metrics[key] = self._measure(metric, scores, trials)
+            enrol, test = sides.rows(trials)
+            scores = score(embeddings, enrol, test)
+            self._report(result, trials, scores, name, f"sv_cosine/{name}")
+            if norm and usual:
+                scores = normalise(norm, scores, enrol, test, usual)
+                self._report(result, trials, scores, f"{norm}/{name}", f"sv_cosine_{norm}/{name}")
         return result
+
+    def _embed(
+        self, embed: Embed, sides: Sides, device: torch.device
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The embeddings of ``sides`` and of the cohort; each file is read once."""
+        files = sides.files([] if self.cohort is None else self.cohort.files)
+        embeddings = {
+            condition: extract(
+                embed, names, Extraction.of(self.config, self.dataset, condition), device
+            )
+            for condition, names in files.items()
+        }
+        cohort = None
+        if self.cohort is not None:
+            cohort = self.cohort.embeddings(embeddings[None][: len(self.cohort.files)])
+        return sides.pool(files, embeddings), cohort
+
+    def _report(
+        self, result: Result, trials: Trials, scores: np.ndarray, name: str, prefix: str
+    ) -> None:
+        result.scores[name] = Scores(trials, scores)
+        for metric in self.config.metrics:
+            result.metrics[f"{prefix}/{metric}"] = self._measure(metric, scores, trials)
 
     def _measure(self, metric: Metric, scores: np.ndarray, trials: Trials) -> float:
         c = self.config

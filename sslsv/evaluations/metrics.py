@@ -6,6 +6,7 @@ are 1 for a target trial (same speaker) and 0 for a non-target one. A trial is a
 list changes no result. Every metric raises `sslsv.errors.DataError` on the input `check` refuses.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,13 @@ def check(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     return scores, labels
 
 
-def _error_counts(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
-    """Thresholds (K + 1,), int64 misses and false acceptances at each, targets, non-targets."""
+def error_counts(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
+    """`operating_points` in whole numbers.
+
+    Returns:
+        ``(thresholds, misses, false_accepts, targets, nontargets)``: the first three (K + 1,), the
+        counts int64.
+    """
     scores, labels = check(scores, labels)
     order = np.argsort(scores)
     scores, labels = scores[order], labels[order]
@@ -73,7 +79,7 @@ def operating_points(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, 
         then ``inf`` (reject all); the share of targets rejected (0 to 1); the share of non-targets
         accepted (1 to 0).
     """
-    thresholds, misses, false_accepts, targets, nontargets = _error_counts(scores, labels)
+    thresholds, misses, false_accepts, targets, nontargets = error_counts(scores, labels)
     return thresholds, misses / targets, false_accepts / nontargets
 
 
@@ -92,11 +98,66 @@ def eer(scores: Any, labels: Any) -> float:
 
 def equal_error(fnr: np.ndarray, fpr: np.ndarray) -> float:
     """The rate (0 to 1) at which the line through ``operating_points`` crosses FNR = FPR."""
-    after = int(np.argmax(fnr >= fpr))  # at least 1: the first point is FNR 0, FPR 1
-    gap_before = fpr[after - 1] - fnr[after - 1]
-    gap_after = fnr[after] - fpr[after]
-    step = gap_before / (gap_before + gap_after)
-    return float(fnr[after - 1] + step * (fnr[after] - fnr[after - 1]))
+    return float(equal_errors(fnr[None], fpr[None])[0])
+
+
+def equal_errors(fnr: np.ndarray, fpr: np.ndarray) -> np.ndarray:
+    """`equal_error` of each row of (R, K) rates: (R,)."""
+    row = np.arange(len(fnr))
+    after = np.argmax(fnr >= fpr, axis=1)  # at least 1: the first point is FNR 0, FPR 1
+    before = after - 1
+    low, high = fnr[row, before], fnr[row, after]
+    gap_before, gap_after = fpr[row, before] - low, high - fpr[row, after]
+    return low + gap_before / (gap_before + gap_after) * (high - low)
+
+
+def eer_rocch(scores: Any, labels: Any) -> float:
+    """Equal error rate in per cent on the convex hull of the ROC, never above `eer`.
+
+    The hull holds the error rates of the best choice at random between two thresholds, so this is
+    what pool-adjacent-violators calibration leaves: the largest, over all priors, of the smallest
+    probability of error. Brümmer and de Villiers, "The BOSARIS toolkit" (2013), section 6.
+    """
+    return 100.0 * equal_error(*rocch(scores, labels))
+
+
+def rocch(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices of the convex hull of the ROC, from accept-all to reject-all.
+
+    Returns:
+        ``(fnr, fpr)``, each (V,), as in `operating_points`. Trials between two neighbouring
+        vertices are those that pool-adjacent-violators gives one log-likelihood ratio.
+    """
+    _, misses, false_accepts, targets, nontargets = error_counts(scores, labels)
+    kept = hull(nontargets - false_accepts, misses)
+    return misses[kept] / targets, false_accepts[kept] / nontargets
+
+
+def hull(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Indices (V,) of the vertices of the greatest convex minorant of the points (x, y), (K,).
+
+    ``x`` and ``y`` never fall and are whole numbers whose products are exact in their type, so
+    the choice of vertices is exact: points on an edge are none.
+    """
+    new = np.append(True, (np.diff(x) > 0) | (np.diff(y) > 0))
+    kept = np.flatnonzero(new)  # equal points would hide each other
+    before = 2 * len(kept) + 1
+    while len(kept) > 2 and len(kept) < 0.9 * before:  # most points go in a few passes
+        before = len(kept)
+        width, height = np.diff(x[kept]), np.diff(y[kept])
+        # A point on or above the line between two others is no vertex, whatever becomes of them.
+        convex = width[:-1] * height[1:] > height[:-1] * width[1:]
+        kept = kept[np.concatenate(([True], convex, [True]))]
+    vertices: list[tuple[int, Any, Any]] = []  # the rest one by one: Andrew's monotone chain
+    for point in zip(kept.tolist(), x[kept].tolist(), y[kept].tolist(), strict=True):
+        while len(vertices) > 1 and not _turns_up(vertices[-2], vertices[-1], point):
+            vertices.pop()
+        vertices.append(point)
+    return np.array([index for index, _, _ in vertices])
+
+
+def _turns_up(a: tuple[int, Any, Any], b: tuple[int, Any, Any], c: tuple[int, Any, Any]) -> bool:
+    return (b[1] - a[1]) * (c[2] - b[2]) > (b[2] - a[2]) * (c[1] - b[1])
 
 
 def eer_reference(scores: Any, labels: Any) -> float:
@@ -105,11 +166,15 @@ def eer_reference(scores: Any, labels: Any) -> float:
     For comparison with figures computed that way; with many trials it differs from `eer` by less
     than one trial's share. The lowest threshold wins where several are equally close.
     """
-    _, misses, false_accepts, targets, nontargets = _error_counts(scores, labels)
-    # In whole numbers, so that rounding never decides which point is closest.
-    gap = np.abs(misses * nontargets - false_accepts * targets)
-    best = int(np.argmin(gap))
+    _, misses, false_accepts, targets, nontargets = error_counts(scores, labels)
+    best = _closest(misses, false_accepts, targets, nontargets)
     return 100.0 * max(misses[best] / targets, false_accepts[best] / nontargets)
+
+
+def _closest(misses: np.ndarray, false_accepts: np.ndarray, targets: int, nontargets: int) -> int:
+    """Index of the first point with the smallest ``|FNR - FPR|``."""
+    # In whole numbers, so that rounding never decides which point is closest.
+    return int(np.argmin(np.abs(misses * nontargets - false_accepts * targets)))
 
 
 def dcf(
@@ -123,13 +188,14 @@ def dcf(
     Raises:
         ConfigError: the prior is not strictly between 0 and 1, or a cost is not positive.
     """
-    _check_application(p_target, c_miss, c_fa)
+    check_application(p_target, c_miss, c_fa)
     miss, false_accept = c_miss * p_target, c_fa * (1 - p_target)
     cost = miss * np.asarray(fnr) + false_accept * np.asarray(fpr)
     return cost / min(miss, false_accept)
 
 
-def _check_application(p_target: float, c_miss: float, c_fa: float) -> None:
+def check_application(p_target: float, c_miss: float, c_fa: float) -> None:
+    """Raise `ConfigError` for a prior or costs that `dcf` refuses."""
     if not 0 < p_target < 1:
         raise ConfigError(f"p_target must lie strictly between 0 and 1, got {p_target}")
     if not (0 < c_miss < np.inf and 0 < c_fa < np.inf):
@@ -150,19 +216,80 @@ def min_dcf(
     return float(dcf(fnr, fpr, p_target, c_miss, c_fa).min())
 
 
+def min_dcfs(
+    scores: Any,
+    labels: Any,
+    p_targets: Sequence[float] = (0.01, 0.05),
+    c_miss: float = 1.0,
+    c_fa: float = 1.0,
+) -> dict[float, float]:
+    """`min_dcf` by prior, with the scores sorted once; their mean is the primary cost of a SRE."""
+    _, fnr, fpr = operating_points(scores, labels)
+    return {p: float(dcf(fnr, fpr, p, c_miss, c_fa).min()) for p in p_targets}
+
+
 def act_dcf(
     scores: Any, labels: Any, p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0
 ) -> float:
     """Normalised detection cost at the Bayes threshold, for scores that are log-likelihood ratios.
 
-    The threshold is ``log(c_fa (1 - p_target) / (c_miss p_target))``. It says nothing about scores
-    that are not calibrated natural-log likelihood ratios, such as cosines.
+    That is `bayes_threshold`. It says nothing about scores that are not calibrated natural-log
+    likelihood ratios, such as cosines: see `calibration_warning`.
     """
-    scores, labels = check(scores, labels)
-    _check_application(p_target, c_miss, c_fa)
-    accepted = scores >= np.log(c_fa * (1 - p_target)) - np.log(c_miss * p_target)
-    fnr, fpr = 1 - accepted[labels].mean(), accepted[~labels].mean()
+    threshold = bayes_threshold(p_target, c_miss, c_fa)
+    fnr, fpr = error_rates(scores, labels, threshold)
     return float(dcf(fnr, fpr, p_target, c_miss, c_fa))
+
+
+def bayes_threshold(p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0) -> float:
+    """The log-likelihood ratio from which on accepting costs less on average than rejecting.
+
+    ``log(c_fa (1 - p_target) / (c_miss p_target))``.
+    """
+    check_application(p_target, c_miss, c_fa)
+    return float(np.log(c_fa * (1 - p_target)) - np.log(c_miss * p_target))
+
+
+def error_rates(scores: Any, labels: Any, threshold: float) -> tuple[float, float]:
+    """``(fnr, fpr)``, 0 to 1, at a threshold, such as one that was chosen on another list."""
+    scores, labels = check(scores, labels)
+    if np.isnan(threshold):
+        raise ConfigError("threshold must be a number, got nan")
+    accepted = scores >= threshold
+    return float(1 - accepted[labels].mean()), float(accepted[~labels].mean())
+
+
+def eer_threshold(scores: Any, labels: Any) -> float:
+    """The lowest threshold at which FNR and FPR are closest: the point of `eer_reference`."""
+    thresholds, misses, false_accepts, targets, nontargets = error_counts(scores, labels)
+    return float(thresholds[_closest(misses, false_accepts, targets, nontargets)])
+
+
+def fpr_threshold(scores: Any, labels: Any, fpr: float) -> float:
+    """The lowest threshold that accepts at most the share ``fpr`` (0 to 1) of the non-targets.
+
+    No other threshold keeps to it and misses fewer targets. ``inf`` (reject all) where the best
+    score of all belongs to too many non-targets.
+    """
+    _check_rate("fpr", fpr)
+    thresholds, _, false_accepts, _, nontargets = error_counts(scores, labels)
+    return float(thresholds[np.argmax(false_accepts / nontargets <= fpr)])
+
+
+def fnr_threshold(scores: Any, labels: Any, fnr: float) -> float:
+    """The highest threshold that rejects at most the share ``fnr`` (0 to 1) of the targets.
+
+    No other threshold keeps to it and accepts fewer non-targets. ``inf`` (reject all) where
+    ``fnr`` is 1.
+    """
+    _check_rate("fnr", fnr)
+    thresholds, misses, _, targets, _ = error_counts(scores, labels)
+    return float(thresholds[np.flatnonzero(misses / targets <= fnr)[-1]])
+
+
+def _check_rate(name: str, rate: float) -> None:
+    if not 0 <= rate <= 1:
+        raise ConfigError(f"{name} must lie between 0 and 1, got {rate}")
 
 
 def cllr(scores: Any, labels: Any) -> float:
@@ -175,6 +302,36 @@ def cllr(scores: Any, labels: Any) -> float:
     target_bits = np.logaddexp(0, -scores[labels]).mean() / np.log(2)
     nontarget_bits = np.logaddexp(0, scores[~labels]).mean() / np.log(2)
     return float((target_bits + nontarget_bits) / 2)
+
+
+def min_cllr(scores: Any, labels: Any) -> float:
+    """`cllr` after the best calibration that keeps the order of the scores, between 0 and 1.
+
+    The calibration is that of pool-adjacent-violators, whose pools are the edges of `rocch`; a pool
+    of one class has the log-likelihood ratio -inf or inf and costs nothing. Brümmer and du Preez
+    (2006). Cllr minus this is what calibration could win.
+    """
+    return min_cllr_of_hull(*rocch(scores, labels))
+
+
+def min_cllr_of_hull(fnr: np.ndarray, fpr: np.ndarray) -> float:
+    """Bits of ideally calibrated scores whose ROC has these convex vertices (V,)."""
+    target, nontarget = np.diff(fnr), -np.diff(fpr)  # shares of the trials of a pool
+    mixed = (target > 0) & (nontarget > 0)
+    target, nontarget = target[mixed], nontarget[mixed]
+    bits = target * np.log1p(nontarget / target) + nontarget * np.log1p(target / nontarget)
+    return float(bits.sum() / (2 * np.log(2)))
+
+
+def calibration_warning(scores: Any, labels: Any) -> str | None:
+    """What to say beside `act_dcf` and `cllr` where calibration would win 0.1 bits or more."""
+    found, least = cllr(scores, labels), min_cllr(scores, labels)
+    if found - least < 0.1:
+        return None
+    return (
+        f"scores are not calibrated log-likelihood ratios (Cllr {found:.2f}, {least:.2f} after "
+        "calibration), so actDCF and Cllr say little of them; calibrate them on another list first"
+    )
 
 
 def avg_r_prec(scores: Any, labels: Any, enrolments: Any) -> float:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from math import acos, cos, inf, log2, nan, pi, sin
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from sslsv.config import load_config
 from sslsv.datasets.manifest import read_manifest
 from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError, DataError
-from sslsv.evaluations import cosine
+from sslsv.evaluations import cosine, metrics
 from sslsv.evaluations.base import Embed, Result
 from sslsv.evaluations.cosine import SVCosine, SVCosineConfig
 from sslsv.evaluations.embeddings import Extraction
@@ -25,10 +26,10 @@ ALL_METRICS = ["eer", "mindcf", "actdcf", "cllr", "avgrprec"]
 CPU = torch.device("cpu")
 
 
-def make_task(base_path: Path, **fields: object) -> SVCosine:
+def make_task(base_path: Path, train: str = "none.csv", **fields: object) -> SVCosine:
     fields = {"trials": ["trials"], "num_frames": 1, "frame_length": None} | fields
     config = SVCosineConfig(type="sv_cosine", **fields)  # type: ignore[arg-type]
-    return SVCosine(config, DatasetConfig(base_path=base_path, num_workers=0))
+    return SVCosine(config, DatasetConfig(base_path=base_path, train=train, num_workers=0))
 
 
 def run(base_path: Path, embed: Embed, **fields: object) -> Result:
@@ -291,6 +292,7 @@ def test_settings_of_task_and_dataset_reach_the_extraction(
         ("batch_size", 0, "must be at least 1, got 0"),
         ("num_frames", 0, "must be at least 1, got 0"),
         ("frame_length", 0, "must be at least 1, got 0"),
+        ("score_norm_cohort_size", 1, "must be at least 2 for a standard deviation, got 1"),
         ("split", SplitConfig(), "nothing uses it; write trials: [split], or remove it"),
     ],
 )
@@ -330,3 +332,138 @@ def test_lists_are_checked_before_any_work(
         (tmp_path / "trials").write_text(content)
     with pytest.raises(DataError, match=message):
         make_task(tmp_path)
+
+
+# ------------------------------------------------------------------------------- normalised scores
+
+
+def random_codes(corpus: Path) -> tuple[dict[str, np.ndarray], Embed]:
+    """Unit-length vectors of all files, and the encoder that gives them."""
+    paths = sorted(corpus.glob("wav/*/*/*.wav"))
+    vectors = np.random.default_rng(0).standard_normal((len(paths), 5))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    files = [str(path.relative_to(corpus)) for path in paths]
+    by_path = dict(zip(paths, vectors.tolist(), strict=True))
+    return dict(zip(files, vectors, strict=True)), embed_by_file(by_path)
+
+
+@pytest.mark.parametrize("norm", ["z-norm", "t-norm", "s-norm", "as-norm"])
+@pytest.mark.parametrize("kind", ["utterance", "label"])
+def test_normalised_scores_stand_beside_the_raw_ones(corpus: Path, norm: str, kind: str) -> None:
+    vectors, embed = random_codes(corpus)
+    cohort = list(vectors.values())
+    if kind == "label":
+        groups: dict[str, list[np.ndarray]] = {}
+        for file, vector in vectors.items():
+            groups.setdefault(file.split("/")[1], []).append(vector)
+        means = [sum(group) for group in groups.values()]
+        cohort = [x / np.sqrt(x @ x) for x in means]
+    size = 6
+
+    def against(file: str, score: float) -> float:
+        scores = sorted(float(vectors[file] @ other) for other in cohort)
+        scores = scores[-size:] if norm == "as-norm" else scores
+        return float((score - np.mean(scores)) / np.std(scores, ddof=1))
+
+    expected = []
+    for line in (corpus / "trials").read_text().splitlines():
+        enrol, test = line.split()[1:]
+        raw = float(vectors[enrol] @ vectors[test])
+        sides = {"z-norm": [enrol], "t-norm": [test]}.get(norm, [enrol, test])
+        expected.append(np.mean([against(file, raw) for file in sides]))
+
+    fields = {"metrics": ALL_METRICS, "score_norm": norm, "score_norm_cohort": kind}
+    fields["score_norm_cohort_size"] = size
+    task = make_task(corpus, train="train.csv", **fields)
+    found = task.run(embed, CPU)
+    assert list(found.metrics) == task.config.metric_names()
+    assert list(found.scores) == ["trials", f"{norm}/trials"]
+    plain = run(corpus, embed, metrics=ALL_METRICS)
+    np.testing.assert_array_equal(found.scores["trials"].scores, plain.scores["trials"].scores)
+    assert plain.metrics.items() <= found.metrics.items()
+    assert list(plain.measures) == []
+
+    scores = found.scores[f"{norm}/trials"].scores
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+    labels = found.scores["trials"].trials.labels
+    assert found.metrics[f"sv_cosine_{norm}/trials/eer"] == metrics.eer(scores, labels)
+    assert found.metrics[f"sv_cosine_{norm}/trials/cllr"] == metrics.cllr(scores, labels)
+
+
+def test_cohort_and_trials_are_embedded_together_once(corpus: Path, tmp_path: Path) -> None:
+    """Frames are averaged, of the cohort too, and not scaled to unit length."""
+    (tmp_path / "wav").symlink_to(corpus / "wav")
+    files = sorted(str(path.relative_to(corpus)) for path in corpus.glob("wav/*/*/*.wav"))
+    (tmp_path / "trials").write_text(f"1 {files[0]} {files[1]}\n0 {files[9]} {files[20]}\n")
+    rows = "".join(f"{file},{file.split('/')[1]}\n" for file in files[:4] + files[8:10])
+    (tmp_path / "some.csv").write_text("File,Speaker\n" + rows)
+    embedded = 0
+
+    def embed(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        nonlocal embedded
+        embedded += len(waves)
+        return waves[:, :2000].unflatten(1, (-1, 50)).mean(dim=2)
+
+    fields = {"score_norm": "s-norm", "num_frames": 3, "frame_length": 4000}
+    task = make_task(tmp_path, train="some.csv", **fields)
+    found = task.run(embed, CPU)
+    assert embedded == 3 * 7  # six of the cohort, which has three of the trials' four
+
+    def vector(file: str) -> np.ndarray:
+        wave = sf.read(corpus / file)[0]
+        starts = [(len(wave) - 4000) * k // 2 for k in range(3)]
+        frames = [wave[s : s + 2000].reshape(40, 50).mean(axis=1) for s in starts]
+        return sum(x / np.sqrt(x @ x) for x in frames) / 3
+
+    usual = found.measures["s-norm/cohort"]
+    assert usual.files == sorted({files[0], files[1], files[9], files[20]})
+    cohort = [vector(file) for file in files[:4] + files[8:10]]
+    for file, average, deviation in zip(usual.files, *usual.columns.values(), strict=True):
+        scores = [vector(file) @ other for other in cohort]
+        assert average == pytest.approx(np.mean(scores), abs=1e-5)
+        assert deviation == pytest.approx(np.std(scores, ddof=1), abs=1e-5)
+
+
+def test_one_embedding_for_everything_cannot_be_normalised(corpus: Path) -> None:
+    task = make_task(corpus, train="train.csv", score_norm="s-norm")
+    with pytest.raises(DataError, match="the scores of 32 of 32 files with the cohort do not"):
+        task.run(lambda waves, lengths=None: torch.ones(len(waves), 3), CPU)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train": "nowhere.csv"}, "nowhere.csv: training list not found"),
+        ({"train": "lost.csv"}, "lost.csv: 1 of 2 files not found .*: line 3: lost.wav"),
+        (
+            {"train": "train.csv", "score_norm": "as-norm"},
+            "^score_norm_cohort_size: 300 is more than the cohort's 32 utterances in .*/train.csv;",
+        ),
+        (
+            {"train": "train.csv", "score_norm": "as-norm", "score_norm_cohort": "label"}
+            | {"score_norm_cohort_size": 9},
+            "^score_norm_cohort_size: 9 is more than the cohort's 8 labels in .*/train.csv; lower",
+        ),
+    ],
+)
+def test_cohorts_are_checked_before_any_work(
+    corpus: Path, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    for name in ("wav", "trials", "train.csv"):
+        (tmp_path / name).symlink_to(corpus / name)
+    (tmp_path / "lost.csv").write_text("File,Speaker\nwav/id00/s0/00000.wav,a\nlost.wav,b\n")
+    with pytest.raises((ConfigError, DataError), match=message):
+        make_task(tmp_path, **{"score_norm": "z-norm"} | fields)
+
+
+def test_only_as_norm_asks_for_so_many_of_the_cohort(corpus: Path) -> None:
+    make_task(corpus, train="train.csv", score_norm="s-norm", score_norm_cohort_size=300)
+    make_task(corpus, train="train.csv", score_norm="as-norm", score_norm_cohort_size=32)
+
+
+def test_a_list_is_cut_like_that_of_a_training(corpus: Path) -> None:
+    config = SVCosineConfig(type="sv_cosine", trials=["trials"], score_norm="z-norm")
+    dataset = DatasetConfig(base_path=corpus, train="train.csv", max_samples=5)
+    cohort = SVCosine(config, dataset).cohort
+    assert cohort is not None
+    assert cohort.size == 5

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, distributed, nn
 
 from sslsv import audio
+from sslsv.datasets.views import DatasetConfig
 from sslsv.encoders.base import Encoder, EncoderConfig
 from sslsv.encoders.resnet34 import ResNet34, ResNet34Config
 from sslsv.errors import DataError
 from sslsv.evaluations import embeddings
-from sslsv.evaluations.base import Embed
+from sslsv.evaluations.base import Embed, TaskConfig
+from sslsv.evaluations.conditions import Condition
 from sslsv.evaluations.embeddings import Extraction, bucketed, extract
 
 CPU = torch.device("cpu")
@@ -271,6 +273,102 @@ def test_nothing_is_kept_for_a_backward_pass(folder: Path) -> None:
         return result
 
     extract(weigh, FILES[:1], Extraction(base_path=folder), CPU)
+
+
+# ---------------------------------------------------------------------- precision and conditions
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_bf16_is_what_the_encoder_computes_in(folder: Path, precision: str) -> None:
+    weight = torch.randn(1500, 6, generator=torch.Generator().manual_seed(0))
+
+    def project(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        return waves[:, :1500] @ weight
+
+    how = Extraction(base_path=folder, precision=precision)  # type: ignore[arg-type]
+    found = extract(project, FILES, how, CPU)
+    assert found.dtype == np.float32
+    exact = np.stack([sf.read(folder / name)[0][:1500] @ weight.numpy() for name in FILES])
+    rounded = torch.from_numpy(exact).float().bfloat16().double().numpy()
+    expected = rounded if precision == "bf16" else exact
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    error = np.abs(found - expected).max()
+    # Eight bits: sums are rounded once at the end, after inputs that were rounded, too.
+    assert error < (1e-5 if precision == "fp32" else 0.02)
+    assert (error > 1e-4) == (precision == "bf16")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_autocast_ends_with_the_extraction(folder: Path, enabled: bool) -> None:
+    seen = []
+
+    def look(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return embed(waves, lengths)
+
+    precision = "bf16" if enabled else "fp32"
+    extract(look, FILES[:1], Extraction(base_path=folder, precision=precision), CPU)  # type: ignore[arg-type]
+    assert seen == [enabled]
+    assert not torch.is_autocast_enabled("cpu")
+
+
+class Backwards:
+    """The first 2,600 samples in reverse, times a number that depends on the name."""
+
+    version = ""
+
+    def __call__(self, wave: np.ndarray, file: str) -> np.ndarray:
+        return wave[:2600][::-1] * np.float32(1 + int(file[0]) / 10)
+
+    def length(self, samples: int) -> int:
+        return min(samples, 2600)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("num_frames", "frame_length"), [(1, None), (1, 2000), (3, 2550), (2, 4000)]
+)
+def test_a_condition_changes_the_whole_file_before_it_is_cut(
+    folder: Path, num_frames: int, frame_length: int | None, num_workers: int
+) -> None:
+    def keep_level(waves: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        return torch.cat([embed(waves, lengths), torch.ones(len(waves), 1)], dim=1)
+
+    how = Extraction(
+        base_path=folder,
+        num_frames=num_frames,
+        frame_length=frame_length,
+        batch_size=4,
+        num_workers=num_workers,
+        condition=Condition("backwards", (Backwards(),)),
+    )
+    found = extract(keep_level, FILES, how, CPU)
+    for vector, name in zip(found, FILES, strict=True):
+        wave = sf.read(folder / name)[0][:2600][::-1] * (1 + int(name[0]) / 10)
+        if frame_length is None:
+            frames = [wave]
+        else:
+            last = max(0, len(wave) - frame_length)
+            starts = [last * k // max(1, num_frames - 1) for k in range(num_frames)]
+            frames = [wave[(s + np.arange(frame_length)) % len(wave)] for s in starts]
+        vectors = [np.append(features(frame), 1) for frame in frames]
+        expected = np.mean([v / np.sqrt(v @ v) for v in vectors], axis=0)
+        np.testing.assert_allclose(vector, expected, atol=1e-6)
+
+
+def test_batches_are_made_of_the_lengths_under_the_condition(folder: Path) -> None:
+    seen: Seen = []
+    how = Extraction(base_path=folder, condition=Condition("backwards", (Backwards(),)))
+    extract(recorded(seen), FILES, how, CPU)
+    assert [shape for shape, _ in seen] == [(9, 2600)]
+
+
+def test_a_task_and_the_dataset_say_how() -> None:
+    task = TaskConfig(type="any", batch_size=3, num_frames=4, frame_length=5000, precision="bf16")
+    dataset = DatasetConfig(base_path=Path("there"), num_workers=6, resample=True)
+    condition = Condition("any", ())
+    expected = Extraction(Path("there"), 4, 5000, 3, 6, True, "bf16", condition)
+    assert Extraction.of(task, dataset, condition) == expected
 
 
 # ------------------------------------------------------------------------------- what is refused

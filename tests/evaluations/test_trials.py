@@ -1,10 +1,23 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sslsv import audio
+from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import DataError
-from sslsv.evaluations.trials import Trials, check_files, read_scores, read_trials, write_scores
+from sslsv.evaluations.conditions import Condition
+from sslsv.evaluations.cosine import SVCosine, SVCosineConfig
+from sslsv.evaluations.trials import (
+    Sides,
+    Trials,
+    check_files,
+    make_trials,
+    read_scores,
+    read_trials,
+    write_scores,
+)
 
 
 @pytest.fixture
@@ -150,3 +163,201 @@ def test_scores_must_match_the_trials(tmp_path):
 def test_bad_score_files_are_refused(write, text, message):
     with pytest.raises(DataError, match=message):
         read_scores(write(text))
+
+
+# --------------------------------------------------------------------------------- other formats
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "m1 a tgt\nm1 b imp\nm2 a imp\n",  # SITW, VOiCES
+        "m1 a target\nm1 b nontarget\nm2 a nontarget\n",  # NIST, Kaldi
+        "1 m1 a\n0 m1 b\n0 m2 a\n",  # VoxCeleb, VoxSRC
+    ],
+)
+def test_every_form_of_a_list_is_the_same_trials(write, text):
+    trials = read_trials(write(text))
+    assert as_tuple(trials) == (["m1", "a", "b", "m2"], [0, 0, 3], [1, 2, 1], [True, False, False])
+    assert trials.labels.dtype == bool
+
+
+def test_a_file_may_be_named_like_a_label(write):
+    trials = read_trials(write("1 a tgt\n0 a imp\n"))
+    assert as_tuple(trials) == (["a", "tgt", "imp"], [0, 0], [1, 2], [True, False])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a b tgt\n1 a b\n", r"line 2: the label must be tgt \(target\) or imp: '1 a b'"),
+        ("a b tgt\na c TGT\n", "line 2: the label must be tgt .*: 'a c TGT'"),
+        ("1 a b\na b tgt\n", r"line 2: the label must be 1 \(target\) or 0: 'a b tgt'"),
+        ("a b tgt\na c\n", r"line 2: expected 3 fields \(enrol test label\), found 2"),
+        ("a b tgt\na c tgt\n", "no imp trial among its 2"),
+        ("a b imp\n", "no tgt trial among its 1"),
+        ("a b\na c\n", "line 1: expected 3 fields .* a list without labels cannot be measured on"),
+    ],
+)
+def test_bad_lists_of_other_forms_are_refused(write, text, message):
+    with pytest.raises(DataError, match=message):
+        read_trials(write(text))
+
+
+# ----------------------------------------------------------------------- models of several files
+
+
+def test_ids_stand_for_the_files_beside_the_list(write):
+    write("m2 c d\nm1 a\nunused x\nm2 e\n", "trials.txt.enrol")
+    trials = read_trials(write("1 m1 t1\n0 m2 t1\n1 m2 a\n"))
+    assert trials.files == ["m1", "t1", "m2", "a"]
+    assert trials.models == {"m1": ("a",), "m2": ("c", "d", "e")}
+    assert trials.audio == ["a", "t1", "c", "d", "e"]
+
+
+def test_a_list_without_models_needs_its_own_files_only(write):
+    trials = read_trials(write("1 a b\n0 a c\n"))
+    assert trials.models == {}
+    assert trials.audio == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("enrol", "message"),
+    [
+        ("m1 a\n", r"trials.txt: 1 of 2 enrolment ids have no line in \S+trials.txt.enrol: m2$"),
+        (
+            "m1 a\nm2\n",
+            r"trials.txt.enrol line 2: expected <id> <file> \[<file> ...\], found: 'm2'",
+        ),
+        ("m1 a\n\nm2 b\n", "trials.txt.enrol line 2: expected"),
+        ("m1 a b a\nm2 b\n", "trials.txt.enrol line 1: 'm1' has a file twice: 'm1 a b a'"),
+        ("m1 a\nm2 b\nm1 a\n", "trials.txt.enrol line 3: 'm1' has a file twice"),
+        ("m1 a\nm2 b\nt1 c\n", "trials.txt: 1 test files have the name of an enrolment id .*: t1;"),
+        ("", "trials.txt.enrol: the list is empty"),
+    ],
+)
+def test_bad_enrolments_are_refused(write, enrol, message):
+    write(enrol, "trials.txt.enrol")
+    with pytest.raises(DataError, match=message):
+        read_trials(write("1 m1 t1\n0 m2 t1\n"))
+
+
+def test_score_files_name_the_ids(write, tmp_path):
+    write("m1 a b\n", "trials.txt.enrol")
+    trials = read_trials(write("1 m1 t1\n0 m1 t2\n"))
+    write_scores(tmp_path / "scores", trials, np.array([0.5, -1.0]))
+    assert (tmp_path / "scores").read_text() == "m1 t1 0.5 1\nm1 t2 -1.0 0\n"
+
+
+# -------------------------------------------------------------------- rows of files and of models
+
+LABELS = np.array([True, False, False])
+FIRST = make_trials("A", ["m1", "m2", "m1"], ["t1", "t1", "t2"], LABELS, {"m1": ("a", "t2")})
+SECOND = make_trials("B", ["b", "t1", "m2"], ["a", "b", "b"], LABELS)
+NOISY, BOTH = Condition("noisy", ()), True
+
+
+def embedded(files, seed=0):
+    """A vector for each file and condition, and the arrays in the order of ``files``."""
+    rng = np.random.default_rng(seed)
+    vectors = {(c, f): rng.standard_normal(3) for c, names in files.items() for f in names}
+    arrays = {c: np.array([vectors[c, f] for f in names]) for c, names in files.items()}
+    return vectors, arrays
+
+
+@pytest.mark.parametrize(
+    ("condition", "both", "first"),
+    [
+        (None, False, []),
+        (None, False, ["z", "t1"]),
+        (NOISY, False, []),
+        (NOISY, False, ["z", "t1"]),
+        (NOISY, True, []),
+        (NOISY, True, ["z"]),
+    ],
+)
+def test_rows_are_those_of_the_files_or_the_mean_of_a_model(condition, both, first):
+    sides = Sides([FIRST, SECOND], condition, both)
+    files = sides.files(first)
+    for names in files.values():
+        assert len(set(names)) == len(names)
+    if first:
+        assert files[None][: len(first)] == first
+    vectors, arrays = embedded(files)
+    pooled = sides.pool(files, arrays)
+    assert len(pooled) == len(sides.names)
+    for trials in (FIRST, SECOND):
+        found = sides.rows(trials)
+        for trial in range(len(trials)):
+            for side, rows in zip((trials.enrol, trials.test), found, strict=True):
+                name = trials.files[side[trial]]
+                under = condition if both or side is trials.test else None
+                expected = sum(vectors[under, f] for f in trials.parts(name))
+                expected = expected / len(trials.parts(name))
+                np.testing.assert_allclose(pooled[rows[trial]], expected, atol=1e-12)
+                assert sides.names[rows[trial]] == name
+
+
+def test_only_what_is_needed_is_embedded():
+    assert Sides([FIRST, SECOND]).files() == {None: ["a", "b", "t2", "m2", "t1"]}
+    assert Sides([FIRST], NOISY).files() == {None: ["a", "t2", "m2"], NOISY: ["t1", "t2"]}
+    assert Sides([FIRST], NOISY, BOTH).files() == {NOISY: ["a", "t2", "m2", "t1"]}
+
+
+def test_files_in_order_are_not_copied():
+    sides = Sides([SECOND])
+    files = sides.files()
+    _, arrays = embedded(files)
+    assert sides.pool(files, arrays) is arrays[None]
+
+
+def test_an_id_may_not_stand_for_other_files_in_another_list():
+    other = make_trials("C", ["m1"], ["t1"], LABELS[:1], {"m1": ("a",)})
+    with pytest.raises(DataError, match="C: 'm1' stands for other files than in A; rename it"):
+        Sides([FIRST, other])
+    file = make_trials("D", ["b"], ["m1"], LABELS[:1])
+    with pytest.raises(DataError, match="D: 'm1' stands for other files than in A"):
+        Sides([FIRST, file])
+
+
+def test_score_of_a_model_is_the_mean_over_its_files_in_every_list(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"{i}.wav" for i in range(6)]
+    for name in names:
+        audio.write(tmp_path / name, rng.uniform(-0.9, 0.9, 2000))
+    (tmp_path / "one").write_text("1 m 3.wav\n0 m 4.wav\n0 n 0.wav\n")
+    (tmp_path / "one.enrol").write_text("m 0.wav 1.wav\nm 2.wav\nn 5.wav\n")
+    (tmp_path / "two").write_text("0.wav 1.wav tgt\n5.wav 1.wav imp\n")
+
+    def embed(waves, lengths=None):
+        return waves[:, :5]
+
+    config = SVCosineConfig(
+        type="sv_cosine", trials=["one", "two"], num_frames=1, frame_length=None
+    )
+    task = SVCosine(config, DatasetConfig(base_path=tmp_path, num_workers=0))
+    found = task.run(embed, torch.device("cpu"))
+
+    vectors = {}
+    for name in names:
+        vector = audio.read(tmp_path / name)[:5].astype(float)
+        vectors[name] = vector / np.sqrt(vector @ vector)
+
+    def mean_cosine(enrolled, test):
+        return np.mean([vectors[file] @ vectors[test] for file in enrolled])
+
+    m = names[:3]
+    expected = [mean_cosine(m, "3.wav"), mean_cosine(m, "4.wav"), mean_cosine(["5.wav"], "0.wav")]
+    np.testing.assert_allclose(found.scores["one"].scores, expected, atol=1e-6)
+    expected = [mean_cosine(["0.wav"], "1.wav"), mean_cosine(["5.wav"], "1.wav")]
+    np.testing.assert_allclose(found.scores["two"].scores, expected, atol=1e-6)
+    assert set(found.metrics) == set(config.metric_names())
+
+
+def test_missing_files_of_a_model_are_named_before_any_work(tmp_path):
+    audio.write(tmp_path / "a.wav", np.full(2000, 0.1))
+    (tmp_path / "list").write_text("1 m a.wav\n0 n a.wav\n")
+    (tmp_path / "list.enrol").write_text("m a.wav gone.wav\nn a.wav\n")
+    config = SVCosineConfig(type="sv_cosine", trials=["list"])
+    with pytest.raises(DataError, match=r"list: 1 of 2 files not found .*: gone\.wav; check"):
+        SVCosine(config, DatasetConfig(base_path=tmp_path))
