@@ -20,7 +20,7 @@ from sslsv.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4  # of an epoch: 32 utterances in batches of 8
-TIMEOUT = 180  # seconds until something that hangs is given up
+TIMEOUT = 600  # seconds until something that hangs is given up
 TAG = "SSLSV_TEST_TAG"  # in the environment of all processes of a training
 
 
