@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "tools" / "slurm"))
 
 import launch as tool  # noqa: E402
 
-WAIT = 120  # seconds, for what takes a few
+WAIT = 400  # seconds, for what takes a few
 
 SRUN = """\
 #!{python} -SE
