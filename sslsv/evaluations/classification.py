@@ -180,7 +180,10 @@ class Classification(Task):
         step = max(1, _FLOATS // classes)
         parts = [files[i : i + step] for i in range(0, len(files), step)]
         head = roots_of_posteriors(method, classes)
-        found = [extract(head, part, self._how(), device).argmax(axis=1) for part in parts]
+        found = [
+            extract(head, part, Extraction.of(self.config, self.dataset), device).argmax(axis=1)
+            for part in parts
+        ]
         return np.concatenate(found)[np.searchsorted(files, self.test.files)]
 
     def _by_probes(
@@ -189,7 +192,7 @@ class Classification(Task):
         """The code predicted for each test row; fitted by the main process."""
         assert self.train
         files = sorted({*self.test.files, *self.train.files})
-        embeddings = extract(embed, files, self._how(), device)
+        embeddings = extract(embed, files, Extraction.of(self.config, self.dataset), device)
         if not distributed.is_main():
             return distributed.broadcast(None)
         train = embeddings[np.searchsorted(files, self.train.files)]
@@ -202,17 +205,6 @@ class Classification(Task):
             count = self.config.knn_neighbours
             found["knn"] = probes.nearest_neighbours(train, codes, test, count)
         return distributed.broadcast(found)
-
-    def _how(self) -> Extraction:
-        return Extraction(
-            base_path=self.dataset.base_path,
-            num_frames=self.config.num_frames,
-            frame_length=self.config.frame_length,
-            batch_size=self.config.batch_size,
-            num_workers=self.dataset.num_workers,
-            resample=self.dataset.resample,
-            precision=self.config.precision,
-        )
 
     def _report(
         self, result: Result, classifier: Classifier, names: list[str], predicted: np.ndarray
