@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import subprocess
@@ -15,7 +16,7 @@ import torch
 
 from sslsv import audio, cli
 from sslsv import embed as embed_module
-from sslsv.config import load_config
+from sslsv.config import load_config, to_dict
 from sslsv.embed import read_sources
 from sslsv.errors import DataError
 from sslsv.experiment import build_method
@@ -32,7 +33,8 @@ def run_dir(config_file: Path) -> Path:
     config = load_config(config_file)
     for epoch in (1, 2):
         config.seed = epoch
-        state = {"model": build_method(config).state_dict(), "epoch": epoch}
+        model = build_method(config).state_dict()
+        state = {"model": model, "epoch": epoch, "config": json.dumps(to_dict(config))}
         for suffix in (f"epoch-{epoch}", "latest"):
             checkpoint.save(checkpoint.checkpoint_path(config_file.parent, suffix), state)
     return config_file.parent
@@ -282,7 +284,7 @@ def test_a_name_that_tells_no_format_is_refused(
         (["--batch_size", "-1"], "--batch_size: must be at least 1, got -1"),
         (["--frame_length", "511"], "--frame_length: must be at least 512 samples, one analysis"),
         (["--model_suffix", "best"], "CHECKPOINTS/model_best.pt: no such checkpoint (there are: "),
-        (["encoder.base_dim=16"], "CHECKPOINTS/model_latest.pt: does not hold this encoder"),
+        (["encoder.base_dim=16"], "CHECKPOINTS/model_latest.pt: does not fit this configuration"),
     ],
 )
 def test_bad_settings_are_refused(
