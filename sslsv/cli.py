@@ -48,7 +48,8 @@ def run_command(name: str, argv: Sequence[str] | None = None, prog: str | None =
     except Interrupted as interrupted:  # which has been said
         return interrupted.code
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        hint = "; the same command goes on from the last checkpoint" if name == "train" else ""
+        print(f"interrupted{hint}", file=sys.stderr)
         return 130
     return 0
 

@@ -23,7 +23,7 @@ from sslsv.evaluations.base import TaskConfig
 from sslsv.evaluations.classification import Classification, ClassificationConfig
 from sslsv.evaluations.split import SPLIT, hold_out, split_of
 from sslsv.evaluations.trials import Trials, read_trials
-from sslsv.experiment import build_method
+from sslsv.experiment import build_method, positive_shapes
 from sslsv.methods.base import Method
 from sslsv.methods.deepcluster import DeepClusterConfig
 from sslsv.methods.ssps import SSPS, SSPSConfig
@@ -486,7 +486,10 @@ def _method(
         report.problem(str(error))
     if ssps := config.method.ssps:
         try:
-            memories += _ssps(config, method, len(manifest)).memories().values()
+            shapes, dim = positive_shapes(config, method), config.encoder.encoder_dim
+            with torch.device("meta"):  # as a training makes it, without its memory
+                made = SSPS(ssps, len(manifest), dim, shapes)
+            memories += made.memories().values()
             if ssps.clusters:
                 clusters["method.ssps.kmeans_nb_prototypes"] = (
                     ssps.kmeans_nb_prototypes,
@@ -504,18 +507,6 @@ def _method(
         "on the device and in checkpoints"
     )
     return size
-
-
-def _ssps(config: Config, method: Method, rows: int) -> SSPS:
-    """As a training makes it, without its memory."""
-    assert config.method.ssps
-    views = [torch.zeros(2, view.samples) for view in config.dataset.views()[:-1]]
-    method.eval()
-    with torch.no_grad():
-        outputs = method(views)
-    shapes = {name: outputs[name].shape[1:] for name in method.positives}
-    with torch.device("meta"):
-        return SSPS(config.method.ssps, rows, config.encoder.encoder_dim, shapes)
 
 
 def _ssps_settings(config: Config, ssps: SSPSConfig, report: Report) -> None:

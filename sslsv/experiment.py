@@ -23,11 +23,9 @@ from sslsv.evaluations.baselines import mfcc_statistics
 from sslsv.evaluations.cache import cached
 from sslsv.evaluations.calibration import write_measures
 from sslsv.evaluations.classification import (
-    LABELS,
     Classification,
     ClassificationConfig,
     refuse_missing_head,
-    refuse_other_labels,
     saved_labels,
     write_predictions,
 )
@@ -95,6 +93,11 @@ def build_trainer(config: Config) -> Trainer:
     speech = SpeechDataset(manifest, dataset, config.seed, augment_later=device.type == "cuda")
     method = build_method(config)
     method.on_data(len(manifest))
+    positives = None
+    if ssps:
+        shapes = positive_shapes(config, method.to(device))
+        dim = config.encoder.encoder_dim
+        positives = SSPS(ssps, len(manifest), dim, shapes, manifest.columns)
 
     def validate() -> dict[str, float]:
         found = _run_tasks(tasks, method.eval().embed, device, method)
@@ -106,30 +109,30 @@ def build_trainer(config: Config) -> Trainer:
         Loader(speech, sampler, dataset.num_workers, dataset.pin_memory),
         sampler,
         config.run_dir,
-        to_dict(config) | ({LABELS: labels} if labels else {}),
+        to_dict(config) | ({checkpoint.LABELS: labels} if labels else {}),
         device,
         validate if tasks else None,
         manifest.file,
-        _build_ssps(config, method, manifest) if ssps else None,
+        positives,
     )
 
 
-def _build_ssps(config: Config, method: Method, manifest: Manifest) -> SSPS:
-    """With buffers for what the method gives as positives, seen on two crops of silence."""
-    assert config.method.ssps
-    views = [torch.zeros(2, view.samples) for view in config.dataset.views()[:-1]]
+def positive_shapes(config: Config, method: Method) -> dict[str, torch.Size]:
+    """Of a row of each output that is a positive: seen on two crops of silence, on the method's
+    device, where its processes can talk."""
+    device = next(method.parameters()).device
+    views = config.dataset.views()
+    if config.dataset.ssps:
+        views.pop()  # the reference, which the method does not see
     method.eval()
     with torch.no_grad():
-        outputs = method(views)
-    shapes = {name: outputs[name].shape[1:] for name in method.positives}
-    dim = config.encoder.encoder_dim
-    return SSPS(config.method.ssps, len(manifest), dim, shapes, manifest.columns)
+        outputs = method([torch.zeros(2, view.samples, device=device) for view in views])
+    return {name: outputs[name].shape[1:] for name in method.positives}
 
 
 def train(config: Config) -> None:
     """Train, or go on training, in ``config.run_dir``."""
     trainer = build_trainer(config)
-    refuse_other_labels(trainer.settings, config)
     trainer.resume()  # before anything is written: it may refuse
     if distributed.is_main():
         save_resolved(config)
@@ -282,10 +285,7 @@ def _run_tasks(
     """``method``: that of ``embed``, where it is trained."""
     found = Result()
     for task in tasks:
-        if isinstance(task, Classification):
-            result = task.run(embed, device, method)
-        else:
-            result = task.run(embed, device)
+        result = task.run(embed, device, method)
         found.metrics |= result.metrics
         found.scores |= {f"{task.config.type}/{k}": v for k, v in result.scores.items()}
         found.measures |= {f"{task.config.type}/{k}": v for k, v in result.measures.items()}

@@ -183,6 +183,8 @@ class TestGoodRun:
         ended = run("train")
         assert ended.code == 130
         assert ended.err == "interrupted; the same command goes on from the last checkpoint\n"
+        monkeypatch.setattr("sslsv.doctor.examine", interrupted)
+        assert run("doctor").err == "interrupted\n"  # it starts anew
 
 
 def read_strict_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError
 from sslsv.evaluations.conditions import check_names
 from sslsv.evaluations.trials import Trials
+from sslsv.methods.base import Method
 
 
 class Embed(Protocol):
@@ -112,6 +113,9 @@ class Task:
         self.config = config
         self.dataset = dataset
 
-    def run(self, embed: Embed, device: torch.device) -> Result:
-        """Embed and score; every process calls this and gets the same metrics."""
+    def run(self, embed: Embed, device: torch.device, method: Method | None = None) -> Result:
+        """Embed and score; every process calls this and gets the same metrics.
+
+        ``method``: whose ``embed`` it is, where it was trained; None: a baseline's.
+        """
         raise NotImplementedError

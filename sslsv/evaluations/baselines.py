@@ -24,8 +24,9 @@ def mfcc_statistics(wave: Tensor, lengths: Sequence[int] | None = None) -> Tenso
 
 
 def _statistics(wave: Tensor) -> Tensor:
-    wave = torchaudio().functional.preemphasis(wave, 0.97)
-    mfcc = _mfcc(wave.device)(wave)[:, 1:]  # (B, 19, F), without the level
+    with torch.autocast(wave.device.type, enabled=False):  # half precision is for encoders
+        wave = torchaudio().functional.preemphasis(wave, 0.97)
+        mfcc = _mfcc(wave.device)(wave)[:, 1:]  # (B, 19, F), without the level
     return torch.cat((mfcc.mean(dim=2), mfcc.std(dim=2)), dim=1)
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,13 +28,9 @@ from sslsv.files import atomic_write
 from sslsv.methods.base import Method
 from sslsv.methods.supervised import Supervised
 from sslsv.registry import register_evaluation
-from sslsv.trainer import checkpoint
+from sslsv.trainer.checkpoint import LABELS
 from sslsv.trainer.tracking import say
 
-if TYPE_CHECKING:
-    from sslsv.config import Config
-
-LABELS = "labels"  # beside the settings that a checkpoint carries
 Classifier = Literal["head", "linear", "knn"]
 Metric = Literal["accuracy", "f1_score", "f1_macro"]
 _FLOATS = 2**26  # of posteriors held at once, 256 MB
@@ -240,34 +236,6 @@ def saved_labels(state: dict[str, Any]) -> list[str] | None:
     """The labels of a checkpoint's classifier in the order of its outputs; None: not known, as of
     the reference system's."""
     return json.loads(state["config"]).get(LABELS) if "config" in state else None
-
-
-def refuse_other_labels(settings: dict[str, Any], config: Config) -> None:
-    """CheckpointError where a training with ``settings`` would go on from a checkpoint whose
-    outputs stand for other labels. ``config`` says where it would go on from."""
-    own = settings.get(LABELS)
-    assert config.run_dir is not None
-    if own is None:
-        return
-    source = config.trainer.last_checkpoint
-    if found := checkpoint.load_latest(config.run_dir):
-        state, source = found
-    elif source:
-        state = checkpoint.load(source)
-    else:
-        return
-    saved = saved_labels(state)
-    if saved is None or saved == own:
-        return
-    at = next((i for i, (a, b) in enumerate(zip(saved, own, strict=False)) if a != b), None)
-    differ = f"{len(saved)} labels, not {len(own)}"
-    if at is not None:
-        differ = f"label {at} is '{saved[at]}', not '{own[at]}'"
-    raise CheckpointError(
-        f"{source}: was trained on other labels than {config.dataset.train} has in order of first "
-        f"appearance ({differ}); restore the list, or start anew in another run_dir from the "
-        "weights (trainer.init_weights)"
-    )
 
 
 def refuse_missing_head(method: Method, state: dict[str, Any], source: Path) -> None:

@@ -24,6 +24,7 @@ from sslsv.evaluations.score_norm import (
 )
 from sslsv.evaluations.split import SPLIT, SplitConfig
 from sslsv.evaluations.trials import Sides, Trials, check_files, read_trials
+from sslsv.methods.base import Method
 from sslsv.registry import register_evaluation
 
 Metric = Literal["eer", "mindcf", "actdcf", "cllr", "avgrprec"]
@@ -131,7 +132,7 @@ class SVCosine(Task):
             )
         return cohort
 
-    def run(self, embed: Embed, device: torch.device) -> Result:
+    def run(self, embed: Embed, device: torch.device, method: Method | None = None) -> Result:
         return self._run(self.sides, embed, device)
 
     def run_under(self, stress: Stress, embed: Embed, device: torch.device) -> Result:

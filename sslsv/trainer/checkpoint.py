@@ -19,6 +19,8 @@ from sslsv.methods.base import Method
 from sslsv.trainer import reference
 from sslsv.trainer.tracking import say
 
+LABELS = "labels"  # beside the settings: what the outputs of a trained classifier stand for
+
 
 def checkpoint_path(run_dir: Path, suffix: str) -> Path:
     """``checkpoints/model_<suffix>.pt``; suffixes are latest, previous, best, avg and

@@ -80,6 +80,7 @@ def _own_state(trainer: Trainer) -> dict[str, Any]:
 
 def load_state(trainer: Trainer, state: dict[str, Any], source: Path) -> None:
     """Take over ``state``; CheckpointError where it is not of a training of this kind."""
+    _refuse_other_labels(json.loads(state["config"]), trainer.settings, source)
     checkpoint.load_weights(trainer.method, state, source)
     try:
         if state["optimizer_type"] != trainer.config.optimizer:
@@ -185,3 +186,19 @@ def _splits(settings: dict[str, Any]) -> list[Any]:
     """Which speakers are held out, by the validation tasks that ask for it."""
     tasks = settings.get("evaluation", {}).get("validation", [])
     return [task["split"] for task in tasks if task.get("split")]
+
+
+def _refuse_other_labels(saved: dict[str, Any], own: dict[str, Any], source: Path) -> None:
+    """The outputs of a classifier must go on standing for what they stood for."""
+    before, now = (settings.get(checkpoint.LABELS) for settings in (saved, own))
+    if before is None or now is None or before == now:
+        return
+    at = next((i for i, (a, b) in enumerate(zip(before, now, strict=False)) if a != b), None)
+    differ = f"{len(before)} labels, not {len(now)}"
+    if at is not None:
+        differ = f"label {at} is '{before[at]}', not '{now[at]}'"
+    raise CheckpointError(
+        f"{source}: was trained on other labels than {own['dataset']['train']} has in order of "
+        f"first appearance ({differ}); restore the list, or start anew in another run_dir from the "
+        "weights (trainer.init_weights)"
+    )

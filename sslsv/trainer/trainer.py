@@ -467,7 +467,7 @@ class Trainer:
         """Where the time for it has come, or the training is to stop."""
         minutes = self.config.checkpoint_every_minutes
         due = minutes is not None and time.monotonic() - self._saved > 60 * minutes
-        stop, due = self._stop_requested(), self._any(due)
+        stop, due = self._any(self.stop_request.signal is not None, due)
         if not stop and not due:
             return
         state = resume.state_of(self)
@@ -479,11 +479,14 @@ class Trainer:
 
     def _stop_requested(self) -> bool:
         """Whether any process was sent a signal."""
-        return self._any(self.stop_request.signal is not None)
+        return self._any(self.stop_request.signal is not None)[0]
 
-    def _any(self, value: bool) -> bool:
-        flag = torch.tensor(float(value), device=self.device)
-        return bool(distributed.reduce_max(flag)) if distributed.world_size() > 1 else value
+    def _any(self, *values: bool) -> list[bool]:
+        """For each, whether it is true in any process."""
+        if distributed.world_size() == 1:
+            return list(values)
+        flags = torch.tensor(values, dtype=torch.float32, device=self.device)
+        return [bool(flag) for flag in distributed.reduce_max(flags).tolist()]
 
     def _stop(self) -> None:
         kind = signal.Signals(self.stop_request.signal or signal.SIGTERM)

@@ -234,16 +234,6 @@ def test_replaced_positives_carry_no_gradient_and_the_others_do():
     assert (outputs["z2"].grad[~replaced] == 1).all()
 
 
-def test_the_queue_keeps_ordinary_positives():
-    """Not the replaced ones: errors of sampling would feed themselves."""
-    trainer_order = make()
-    filled(trainer_order)
-    rows, outputs = rows_at(20), outputs_at(20)
-    before = copy.deepcopy(outputs)
-    trainer_order.replace(outputs, rows, references_of(rows), 20, seed=3)
-    assert all(torch.equal(outputs[name], before[name]) for name in outputs)
-
-
 @pytest.mark.parametrize("sampling", ["knn", "kmeans-repr"])
 def test_a_frozen_step_is_not_remembered(sampling):
     ssps = make(sampling)
@@ -454,6 +444,43 @@ def test_other_samplings_train(kind, sampling, corpus, tmp_path):
     data["method"]["enable_projector"] = False
     train(from_dict(data))
     assert history(tmp_path)["3"]["train/ssps_coverage"] > 0.5
+
+
+@pytest.mark.parametrize("kind", ["simclr", "moco"])
+def test_only_the_loss_sees_replaced_positives(kind, corpus, tmp_path, monkeypatch):
+    """What is remembered, by SSPS and by the method's own queue, are ordinary ones: errors of
+    sampling would feed themselves."""
+    data = settings(case_of(kind), corpus, tmp_path)
+    trainer = build_trainer(from_dict(data))
+    assert trainer.ssps
+    seen: dict[str, list[dict[str, Tensor]]] = {"given": [], "loss": [], "kept": [], "end": []}
+    method, ssps = trainer.method, trainer.ssps
+
+    def note(owner: Any, name: str, where: str) -> None:
+        plain = getattr(owner, name)
+
+        def noting(outputs: dict[str, Tensor], *others: Any) -> Any:
+            seen[where].append({k: x.detach().clone() for k, x in outputs.items()})
+            return plain(outputs, *others)
+
+        monkeypatch.setattr(owner, name, noting)
+
+    note(method, "loss", "loss")
+    note(method, "on_step_end", "end")
+    note(ssps, "keep", "kept")
+    note(ssps, "replace", "given")
+    trainer.fit()
+    assert len(seen["given"]) == 2 * trainer.steps_per_epoch  # not in the first epoch
+    replaced = 0
+    steps = zip(*(seen[where][-len(seen["given"]) :] for where in seen), strict=True)
+    for ordinary, compared, kept, end in steps:
+        for name, x in ordinary.items():
+            assert torch.equal(kept[name], x)
+            assert torch.equal(end[name], x)
+            same = torch.equal(compared[name], x)
+            assert same or name in method.positives
+            replaced += not same
+    assert replaced
 
 
 def test_a_resumed_run_is_the_same(corpus, tmp_path):

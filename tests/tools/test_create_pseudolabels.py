@@ -441,7 +441,10 @@ class TestRefused:
         ("name", "message"),
         [
             ("../out.csv", "--output ../out.csv: must be the name of a file below dataset.base"),
-            ("/tmp/out.csv", "--output /tmp/out.csv: must be the name of a file below dataset"),
+            (
+                "/elsewhere/out.csv",
+                "--output /elsewhere/out.csv: must be the name of a file below dataset",
+            ),
             ("train.csv", "--output train.csv: is the training list itself"),
             ("wav", "{data}/wav: is a folder"),
             ("trials/out.csv", "{data}/trials/out.csv: cannot be written ({data}/trials is no"),
