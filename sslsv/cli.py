@@ -95,23 +95,21 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also score the untrained encoder and MFCC statistics",
     )
-    parser.add_argument("--plots", action="store_true", help="also draw DET curves")
+    parser.add_argument(
+        "--plots",
+        action="store_true",
+        help="also draw DET curves, score histograms, maps of embeddings, confusion matrices",
+    )
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from sslsv import distributed
     from sslsv.config import load_config
-    from sslsv.evaluations.conditions import format_conditions, split_conditions
-    from sslsv.evaluations.table import format_table
     from sslsv.experiment import evaluate
 
     with distributed.session():
         config = load_config(arguments.config, arguments.overrides)
-        results = evaluate(config, arguments.model_suffix, arguments.baselines, arguments.plots)
-        if distributed.is_main():
-            print(format_table({name: split_conditions(x)[0] for name, x in results.items()}))
-            if table := format_conditions(results):
-                print(f"\n{table}")
+        evaluate(config, arguments.model_suffix, arguments.baselines, arguments.plots)
 
 
 def _add_embed(parser: argparse.ArgumentParser) -> None:

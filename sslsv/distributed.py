@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sslsv.errors import UserError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -142,6 +144,21 @@ def broadcast(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box)
     return box[0]
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What ``make`` gives on the main process, which alone calls it, on every process; a UserError
+    there is one on every process."""
+    found: T | UserError | None = None
+    if is_main():
+        try:
+            found = make()
+        except UserError as error:
+            found = error
+    found = broadcast(found)
+    if isinstance(found, UserError):
+        raise found
+    return found
 
 
 def barrier() -> None:

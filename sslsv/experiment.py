@@ -18,21 +18,21 @@ from sslsv.datasets.samplers import make_batches, rows_in_use
 from sslsv.datasets.views import SpeechDataset
 from sslsv.encoders.base import Encoder
 from sslsv.errors import ConfigError
+from sslsv.evaluations import results as report
 from sslsv.evaluations.base import Embed, Result, Task, TaskConfig
 from sslsv.evaluations.baselines import mfcc_statistics
 from sslsv.evaluations.cache import cached
-from sslsv.evaluations.calibration import write_measures
 from sslsv.evaluations.classification import (
     Classification,
     ClassificationConfig,
     refuse_missing_head,
     saved_labels,
-    write_predictions,
 )
 from sslsv.evaluations.conditions import Stress, Stressable, prepare, run_under_all
 from sslsv.evaluations.split import hold_out, split_of
-from sslsv.evaluations.trials import Trials, write_scores
-from sslsv.files import read_json, write_json
+from sslsv.evaluations.trials import Trials
+from sslsv.evaluations.verification import Verification
+from sslsv.files import read_json
 from sslsv.methods.base import Method
 from sslsv.methods.ssps import SSPS
 from sslsv.methods.supervised import SupervisedConfig
@@ -151,8 +151,8 @@ def evaluate(
     """Run ``evaluation.test`` on a checkpoint; returns metrics of each system by name.
 
     ``baselines`` adds the same encoder untrained, and MFCC statistics. Each system is also measured
-    under ``evaluation.conditions``. Results are merged into ``evaluation.json``, scores go to
-    ``scores/``, DET curves to ``plots/``, and embeddings are kept in ``cache/``.
+    under ``evaluation.conditions``. Results are printed and merged into ``evaluation.json``, scores
+    go to ``scores/``, pictures to ``plots/``, and embeddings are kept in ``cache/``.
     """
     assert config.run_dir is not None
     run_dir = config.run_dir
@@ -160,6 +160,8 @@ def evaluate(
         raise ConfigError("evaluation.test: is empty, so there is nothing to evaluate; add a task")
     tasks = _build_tasks(config, config.evaluation.test)
     stresses = prepare(config.evaluation, tasks, config.dataset.base_path, config.dataset.resample)
+    trials = [t for task in tasks if isinstance(task, Verification) for t in task.lists.values()]
+    lists = report.Lists(trials, config.evaluation, config.dataset.base_path)
     earlier = read_json(run_dir / "evaluation.json")
     device = distributed.default_device()
     path = checkpoint.checkpoint_path(run_dir, suffix)
@@ -180,10 +182,12 @@ def evaluate(
         head = method if name == "trained" else None
         results[name] = _run_tasks(tasks, embedder(), device, head, stresses)
     if distributed.is_main():
+        bars = {name: lists.bars(result) for name, result in results.items()}
         about = {"checkpoint": path.name, "epoch": state.get("epoch")}
-        _save_results(run_dir, results, earlier | about)
+        report.save(run_dir, results, bars, lists, earlier | about)
+        say(report.summary(results, bars, lists))
         if plots:
-            _plot(run_dir, results)
+            report.plot(run_dir, results)
     return {name: result.metrics for name, result in results.items()}
 
 
@@ -215,7 +219,7 @@ def _build_tasks(
         more: dict[str, Any] = {}
         if split_of([task]):
             more["held_out"] = held_out
-        if getattr(task, "score_norm", None):
+        if task.needs_train:
             more["train"] = _trained_on(config, manifest)
         if isinstance(task, ClassificationConfig):
             more["has_head"] = isinstance(config.method, SupervisedConfig)
@@ -290,46 +294,14 @@ def _run_tasks(
         found.scores |= {f"{task.config.type}/{k}": v for k, v in result.scores.items()}
         found.measures |= {f"{task.config.type}/{k}": v for k, v in result.measures.items()}
         found.predictions |= {f"{task.config.type}/{k}": v for k, v in result.predictions.items()}
+        found.backends |= {f"{task.config.type}/{k}": v for k, v in result.backends.items()}
+        found.maps |= {f"{task.config.type}/{k}": v for k, v in result.maps.items()}
         if isinstance(task, Stressable):
             kind = task.config.type
             metrics, scores = run_under_all(task, kind, stresses, result, embed, device)
             found.metrics |= metrics
             found.scores |= scores
     return found
-
-
-def _save_results(run_dir: Path, results: dict[str, Result], known: dict[str, Any]) -> None:
-    """Scores to ``scores/``, and metrics to ``evaluation.json`` beside what is known already."""
-    flat = {
-        f"{'test' if system == 'trained' else system}/{name}": value
-        for system, result in results.items()
-        for name, value in result.metrics.items()
-    }
-    write_json(run_dir / "evaluation.json", known | flat)
-    for system, result in results.items():
-        for name, scored in result.scores.items():
-            file = f"{system}_{_file_name(name)}.txt"
-            write_scores(run_dir / "scores" / file, scored.trials, scored.scores)
-        for name, measures in result.measures.items():
-            write_measures(run_dir / "scores" / f"{system}_{_file_name(name)}.csv", measures)
-        for name, predictions in result.predictions.items():
-            file = f"{system}_{_file_name(name)}.csv"
-            write_predictions(run_dir / "scores" / file, predictions)
-
-
-def _plot(run_dir: Path, results: dict[str, Result]) -> None:
-    from sslsv.evaluations import plots
-
-    for name in results["trained"].scores:
-        found = {system: result.scores[name] for system, result in results.items()}
-        curves = {system: (s.scores, s.trials.labels) for system, s in found.items()}
-        path = run_dir / "plots" / f"det_{_file_name(name)}.png"
-        plots.det_curve(curves, path, title=name.partition("/")[2])
-        say(f"DET curves: {path}")
-
-
-def _file_name(name: str) -> str:
-    return name.replace("/", "_")
 
 
 def _set_determinism(config: Config) -> None:

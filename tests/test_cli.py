@@ -127,7 +127,10 @@ class TestGoodRun:
             eer = results[f"{prefix}/sv_cosine/trials/eer"]
             trials, scores = read_scores(folder / f"scores/{system}_sv_cosine_trials.txt")
             assert eer == metrics.eer(scores, trials.labels)
-            assert f"{system:9s}  {eer:7.2f}" in evaluation.out
+            low, high = (results[f"{prefix}/sv_cosine/trials/eer_{end}"] for end in ("low", "high"))
+            row = rf"{system} +{eer:.2f} \[{low:.2f}, {high:.2f}\]"
+            assert low <= high and re.search(row, evaluation.out)
+        assert f"list {results['lists/trials/hash']}" in evaluation.out
         assert (folder / "plots/det_sv_cosine_trials.png").read_bytes().startswith(b"\x89PNG")
 
         files = [path for path in folder.rglob("*") if path.is_file()]

@@ -201,6 +201,8 @@ class TestSchema:
         assert typed(config["dataset"]["sampler"]) == typed(SAMPLER | {"enable": False})
         (task,) = config["evaluation"]["test"]  # with keys that are not published ones
         own = {"split": None, "score_norm_cohort": "utterance", "precision": "fp32"}
+        own |= {"transforms": [], "whitening_dim": None, "lda_dim": None, "fit_on": None}
+        own |= {"mindcf_priors": []}
         assert {name: task.pop(name) for name in own} == own
         assert typed(config["evaluation"]["test"]) == typed([SV_COSINE])
 
@@ -563,11 +565,13 @@ class TestRanges:
         said = refuse("", outside[1], "trainer.learning_rate_sched=warmup+cosine")
         assert said.startswith("trainer.learning_rate_warmup: must be at least 0 and less than")
 
-    def test_a_task_type_stands_once(self, refuse: Refuse) -> None:
+    def test_a_list_is_measured_once_by_a_task(self, load: Load, refuse: Refuse) -> None:
         text = "evaluation:\n  test:\n    - type: sv_cosine\n    - type: sv_cosine\n"
         assert refuse(text) == (
-            "FILE line 8: evaluation.test: 'sv_cosine' is listed twice; a type may stand once"
+            "FILE line 8: evaluation.test: 'sv_cosine' is listed twice with the same list, so that "
+            "'sv_cosine/voxceleb1_test_O/eer' would mean two things; remove one"
         )
+        assert len(load(text + "      trials: [another]\n").evaluation.test) == 2
 
 
 class TestSectionsThatContradict:

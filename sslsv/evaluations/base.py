@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -46,6 +47,11 @@ class TaskConfig:
         """What the task will report, without the ``val/`` or ``test/`` in front."""
         raise NotImplementedError
 
+    @property
+    def needs_train(self) -> bool:
+        """Whether it uses the list that the run trains on, which it is then given as ``train``."""
+        return False
+
 
 @dataclass(kw_only=True)
 class EvaluationConfig:
@@ -55,24 +61,43 @@ class EvaluationConfig:
     test: list[TaskConfig] = field(default_factory=list)  # by the evaluate command
     conditions: list[str] = field(default_factory=list)  # such as duration-2s, snr-5db, telephone
     conditions_on: Literal["test", "both"] = "test"  # side of a trial that is heard under them
+    resamples: int = 1000  # of the speakers, for 95 % intervals of the tests; 0: none
+    speakers: str | None = None  # CSV with File and Speaker for these; null: what targets join
     cache_gb: float = 4.0  # of embeddings kept in <run_dir>/cache for the next evaluation; 0: none
 
     def __post_init__(self) -> None:
         check_names(self.conditions)
         if not self.cache_gb >= 0:
             raise ConfigError(f"cache_gb: must be 0 or more, got {self.cache_gb}")
+        if self.resamples < 0 or 0 < self.resamples < 100:
+            raise ConfigError(f"resamples: must be 0 or at least 100, got {self.resamples}")
         for name in ("validation", "test"):
-            types = [task.type for task in getattr(self, name)]
-            if twice := {t for t in types if types.count(t) > 1}:
-                raise ConfigError(f"{name}: '{twice.pop()}' is listed twice; a type may stand once")
+            reported: dict[str, str] = {}
+            for task in getattr(self, name):
+                for metric in dict.fromkeys(task.metric_names()):
+                    if metric in reported:
+                        raise ConfigError(
+                            f"{name}: '{task.type}' is listed twice with the same list, so that "
+                            f"'{metric}' would mean two things; remove one"
+                        )
+                    reported[metric] = task.type
 
 
 @dataclass(frozen=True)
 class Scores:
-    """A trials list with its scores (T,), for plots and score files."""
+    """A trials list with its scores (T,), for plots, score files and error bars."""
 
     trials: Trials
     scores: np.ndarray
+    prefix: str = ""  # of the names of its metrics
+    costs: tuple[float, float, float] = (0.01, 1.0, 1.0)  # p_target, c_miss, c_fa
+    metrics: tuple[str, ...] = ()  # names of those taken of it
+
+
+class Saveable(Protocol):
+    """A fitted model or transform."""
+
+    def save(self, path: Path, /) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -93,6 +118,14 @@ class Predictions:
     predicted: np.ndarray
 
 
+@dataclass(frozen=True)
+class Map:
+    """Some embeddings (N, D) of a list, and the code (N,) of who or what each is."""
+
+    embeddings: np.ndarray
+    groups: np.ndarray
+
+
 @dataclass
 class Result:
     """What a task found."""
@@ -101,6 +134,8 @@ class Result:
     scores: dict[str, Scores] = field(default_factory=dict)  # by list; normalised: "s-norm/<list>"
     measures: dict[str, Measures] = field(default_factory=dict)  # by what they are
     predictions: dict[str, Predictions] = field(default_factory=dict)  # by list and classifier
+    maps: dict[str, Map] = field(default_factory=dict)  # by list
+    backends: dict[str, Saveable] = field(default_factory=dict)  # what was fitted, by what it is
 
 
 class Task:

@@ -51,7 +51,7 @@ def speaker_codes(trials: Trials, speakers: Mapping[str, str] | None = None) -> 
         DataError: files have no speaker, or labels contradict the speakers.
     """
     if speakers is None:
-        code = _joined(trials)
+        code = joined(trials)
         mend = "name the speakers of the files (--speakers FILE.csv)"
     else:
         if missing := [file for file in trials.files if file not in speakers]:
@@ -74,7 +74,7 @@ def speaker_codes(trials: Trials, speakers: Mapping[str, str] | None = None) -> 
     return pairs
 
 
-def _joined(trials: Trials) -> np.ndarray:
+def joined(trials: Trials) -> np.ndarray:
     """Connected component (files,) of each file in the graph of target trials."""
     a, b = trials.enrol[trials.labels], trials.test[trials.labels]
     size = len(trials.files)

@@ -22,7 +22,7 @@ from sslsv.evaluations.bootstrap import (
 from sslsv.evaluations.metrics import calibration_warning, check_application
 from sslsv.evaluations.trials import Trials, read_scores
 
-_FEW = 40  # speakers; with fewer, intervals hold the true value less often than they say
+FEW = 40  # speakers; with fewer, intervals hold the true value less often than they say
 _SYSTEM = "trained_"  # score files of a run's own model; others are of baselines
 _TITLES = {
     "eer": "EER (%)",
@@ -108,7 +108,7 @@ def compare(
         found = paired(*systems, trials.labels, codes, metric, costs=costs, **how)
         count = len(np.unique(codes))
         rows.append(Row(name, list_hash(trials), len(trials), count, found))
-        if count < _FEW:
+        if count < FEW:
             remarks.append(f"{name}: only {count} speakers, so intervals and p are too optimistic")
     return Report(a, b, metric, costs, resamples, seed, rows, remarks)
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from sslsv.datasets.manifest import Manifest, read_manifest
+from sslsv.datasets.manifest import Manifest
 from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError
-from sslsv.evaluations import metrics
-from sslsv.evaluations.base import Embed, Measures, Result, Scores, Task, TaskConfig
-from sslsv.evaluations.conditions import Stress
-from sslsv.evaluations.embeddings import Extraction, extract
+from sslsv.evaluations.base import Embed, Measures, Result
 from sslsv.evaluations.score_norm import (
     Cohort,
     CohortKind,
@@ -22,47 +18,12 @@ from sslsv.evaluations.score_norm import (
     cohort_statistics,
     normalise,
 )
-from sslsv.evaluations.split import SPLIT, SplitConfig
-from sslsv.evaluations.trials import Sides, Trials, check_files, read_trials
-from sslsv.methods.base import Method
+from sslsv.evaluations.transforms import Chain, UnitLength
+from sslsv.evaluations.trials import Sides, Trials
+from sslsv.evaluations.verification import SVConfig, Verification
 from sslsv.registry import register_evaluation
 
-Metric = Literal["eer", "mindcf", "actdcf", "cllr", "avgrprec"]
-_CHUNK = 65536  # trials scored at once: 2 x 65536 x D floats in memory
-
-
-@dataclass(kw_only=True)
-class SVConfig(TaskConfig):
-    """Fields of every speaker-verification task."""
-
-    num_frames: int = 10
-    trials: list[str] = field(default_factory=lambda: ["voxceleb1_test_O"])  # below base_path
-    split: SplitConfig | None = None  # what the name split stands for in trials: held-out speakers
-    metrics: list[Metric] = field(default_factory=lambda: ["eer", "mindcf"])
-    mindcf_p_target: float = 0.01  # prior of a target trial
-    mindcf_c_miss: float = 1.0  # cost of rejecting a target
-    mindcf_c_fa: float = 1.0  # cost of accepting a non-target
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("trials", "metrics"):
-            if not getattr(self, name):
-                raise ConfigError(f"{name}: give at least one")
-        if SPLIT in self.trials and self.split is None:
-            raise ConfigError(
-                f"trials: '{SPLIT}' stands for held-out speakers of dataset.train and needs a "
-                "section split: {speakers: 40, trials: 4000} beside it, under "
-                "evaluation.validation; a file of this name has to be renamed"
-            )
-        if self.split and SPLIT not in self.trials:
-            raise ConfigError(f"split: nothing uses it; write trials: [{SPLIT}], or remove it")
-        if not 0 < self.mindcf_p_target < 1:
-            raise ConfigError(
-                f"mindcf_p_target: must be between 0 and 1, got {self.mindcf_p_target}"
-            )
-        for name in ("mindcf_c_miss", "mindcf_c_fa"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}: must be positive, got {getattr(self, name)}")
+_CHUNK = 256  # trials scored at once: 2 x 256 x D floats stay in the processor's cache
 
 
 @dataclass(kw_only=True)
@@ -83,18 +44,25 @@ class SVCosineConfig(SVConfig):
         systems = ["sv_cosine"]
         if self.score_norm:
             systems.append(f"sv_cosine_{self.score_norm}")
-        return [f"{s}/{name}/{m}" for name in self.trials for s in systems for m in self.metrics]
+        return [f"{s}/{name}/{m}" for name in self.trials for s in systems for m in self.measured()]
+
+    @property
+    def needs_train(self) -> bool:
+        return super().needs_train or self.score_norm is not None
 
 
 @register_evaluation("sv_cosine", SVCosineConfig)
-class SVCosine(Task):
+class SVCosine(Verification):
     """Score of a trial: mean over pairs of frames of the cosine of their embeddings.
 
-    This is the dot product of the two files' mean unit-length embeddings. ``train`` are the rows
-    whose utterances are the cohort of ``score_norm``; None: all that the training list has.
+    This is the dot product of the two files' mean unit-length embeddings. With ``transforms`` these
+    means are transformed and scaled to unit length, and so is the cohort of ``score_norm``, whose
+    utterances are those of ``train``.
     """
 
     config: SVCosineConfig
+    _map: Chain | None = None
+    _cohort_embeddings: np.ndarray | None = None
 
     def __init__(
         self,
@@ -103,28 +71,12 @@ class SVCosine(Task):
         held_out: Trials | None = None,
         train: Manifest | None = None,
     ):
-        super().__init__(config, dataset)
-        self.lists: dict[str, Trials] = {}
-        for name in config.trials:
-            path = dataset.base_path / name
-            if name == SPLIT:
-                if held_out is None:
-                    raise ConfigError(f"trials: '{SPLIT}' is only known while a model is trained")
-                self.lists[name] = held_out
-                path = dataset.base_path / dataset.train
-            else:
-                self.lists[name] = read_trials(path)
-            check_files(self.lists[name].audio, dataset.base_path, str(path))
-        self.sides = Sides(self.lists.values())
+        super().__init__(config, dataset, held_out, train)
         self.cohort = self._cohort(train) if config.score_norm else None
 
     def _cohort(self, train: Manifest | None) -> Cohort:
-        config, dataset = self.config, self.dataset
-        if train is None:
-            train = read_manifest(
-                dataset.train, dataset.base_path, dataset.label_key, dataset.max_samples
-            )
-        cohort = Cohort(train, config.score_norm_cohort)
+        config = self.config
+        cohort = Cohort(self._training_list(train), config.score_norm_cohort)
         if config.score_norm == "as-norm" and config.score_norm_cohort_size > cohort.size:
             raise ConfigError(
                 f"score_norm_cohort_size: {config.score_norm_cohort_size} is more than the cohort's"
@@ -132,18 +84,19 @@ class SVCosine(Task):
             )
         return cohort
 
-    def run(self, embed: Embed, device: torch.device, method: Method | None = None) -> Result:
-        return self._run(self.sides, embed, device)
+    def _prepare(self, embed: Embed, device: torch.device, result: Result) -> None:
+        self._map = None
+        if self.config.transforms:
+            chain, _ = self._fit(embed, device)
+            self._map = Chain((*chain.steps, UnitLength()))
+            result.backends["transforms"] = self._map
 
-    def run_under(self, stress: Stress, embed: Embed, device: torch.device) -> Result:
-        """The cohort of ``score_norm`` is not changed."""
-        sides = Sides(self.lists.values(), stress.condition, stress.both)
-        return self._run(sides, embed, device)
-
-    def _run(self, sides: Sides, embed: Embed, device: torch.device) -> Result:
+    def _score_lists(
+        self, sides: Sides, embed: Embed, device: torch.device, result: Result
+    ) -> None:
+        """The cohort of ``score_norm`` is never under a condition."""
         embeddings, cohort = self._embed(embed, sides, device)
         norm, usual = self.config.score_norm, None
-        result = Result()
         if cohort is not None:
             nearest = self.config.score_norm_cohort_size if norm == "as-norm" else None
             usual = cohort_statistics(sides.names, embeddings, cohort, nearest, device)
@@ -152,53 +105,38 @@ class SVCosine(Task):
         for name, trials in self.lists.items():
             enrol, test = sides.rows(trials)
             scores = score(embeddings, enrol, test)
-            self._report(result, trials, scores, name, f"sv_cosine/{name}")
+            self._report(result, name, scores)
+            self._add_map(result, name, sides, embeddings)
             if norm and usual:
-                scores = normalise(norm, scores, enrol, test, usual)
-                self._report(result, trials, scores, f"{norm}/{name}", f"sv_cosine_{norm}/{name}")
-        return result
+                self._report(result, name, normalise(norm, scores, enrol, test, usual), norm)
 
     def _embed(
         self, embed: Embed, sides: Sides, device: torch.device
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """The embeddings of ``sides`` and of the cohort; each file is read once."""
         files = sides.files([] if self.cohort is None else self.cohort.files)
-        embeddings = {
-            condition: extract(
-                embed, names, Extraction.of(self.config, self.dataset, condition), device
-            )
+        found = {
+            condition: self._extract(embed, names, device, condition)
             for condition, names in files.items()
         }
         cohort = None
         if self.cohort is not None:
-            cohort = self.cohort.embeddings(embeddings[None][: len(self.cohort.files)])
-        return sides.pool(files, embeddings), cohort
+            cohort = self._mapped(self.cohort.embeddings(found[None][: len(self.cohort.files)]))
+        return self._mapped(sides.pool(files, found)), cohort
 
-    def _report(
-        self, result: Result, trials: Trials, scores: np.ndarray, name: str, prefix: str
-    ) -> None:
-        result.scores[name] = Scores(trials, scores)
-        for metric in self.config.metrics:
-            result.metrics[f"{prefix}/{metric}"] = self._measure(metric, scores, trials)
-
-    def _measure(self, metric: Metric, scores: np.ndarray, trials: Trials) -> float:
-        c = self.config
-        costs = (c.mindcf_p_target, c.mindcf_c_miss, c.mindcf_c_fa)
-        if metric == "eer":
-            return metrics.eer(scores, trials.labels)
-        if metric == "mindcf":
-            return metrics.min_dcf(scores, trials.labels, *costs)
-        if metric == "actdcf":
-            return metrics.act_dcf(scores, trials.labels, *costs)
-        if metric == "cllr":
-            return metrics.cllr(scores, trials.labels)
-        return metrics.avg_r_prec(scores, trials.labels, trials.enrol)
+    def _mapped(self, x: np.ndarray) -> np.ndarray:
+        return x if self._map is None else self._map.apply(x)
 
 
 def score(embeddings: np.ndarray, enrol: np.ndarray, test: np.ndarray) -> np.ndarray:
     """Dot products (T,) float64 of rows ``enrol`` and ``test`` of ``embeddings`` (N, D)."""
     scores = np.empty(len(enrol))
+    left, right = np.empty((2, _CHUNK, embeddings.shape[1]), embeddings.dtype)
     for start in range(0, len(enrol), _CHUNK):
         part = slice(start, start + _CHUNK)
-        scores[part] = np.einsum("td,td->t", embeddings[enrol[part]], embeddings[test[part]])
+        count = len(scores[part])
+        # Without mode, take would fill a buffer of its own first; rows are never outside.
+        np.take(embeddings, enrol[part], axis=0, out=left[:count], mode="wrap")
+        np.take(embeddings, test[part], axis=0, out=right[:count], mode="wrap")
+        scores[part] = np.einsum("td,td->t", left[:count], right[:count])
     return scores

@@ -1,7 +1,8 @@
-"""Pictures of verification results: DET curves and score histograms (PNG)."""
+"""Pictures of results (PNG): DET curves, score histograms, maps of embeddings, confusions."""
 
 import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is too pale here.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", "-.", ":")
+SHAPES = ("o", "s", "^", "D", "v", "P", "X")
+MOST_LABELS = 60  # of a confusion matrix
 # Per cent. The first ones matter most: a tick is left out where its label would touch one of them.
 TICKS = (0.001, 0.01, 0.1, 1, 10, 50, 90, 99, 5, 20, 80, 95, 2, 40, 60, 0.5, 0.2, 30, 70)
 LOWEST = 0.001  # per cent, the smallest rate that a DET plot ever shows
@@ -147,6 +150,86 @@ def score_histogram(
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
     _legend_below(axes, ncols=3)
+    _save(figure, path)
+
+
+def embedding_map(
+    embeddings: np.ndarray,
+    groups: np.ndarray,
+    path: str | os.PathLike,
+    title: str | None = None,
+    plural: str = "speakers",
+    seed: int = 0,
+) -> None:
+    """Draw embeddings (N, D) in the plane by t-SNE of their cosines, a colour and shape for each of
+    ``groups`` (N,), which are ``plural``. Near points are alike; distances between clusters mean
+    nothing.
+
+    Raises:
+        DataError: fewer than 3 embeddings.
+        UserError: matplotlib is not installed.
+    """
+    points = tsne(embeddings, seed)
+    figure, axes = _new_figure(6.0, 6.0, title)
+    looks = itertools.cycle(itertools.product(SHAPES, COLOURS))
+    for group, (shape, colour) in zip(np.unique(groups), looks, strict=False):
+        x, y = points[groups == group].T
+        axes.plot(x, y, shape, color=colour, markersize=5, markeredgewidth=0, alpha=0.8)
+    axes.set(xticks=[], yticks=[])
+    count = len(np.unique(groups))
+    axes.set_xlabel(f"t-SNE of {len(points)} embeddings of {count} {plural}")
+    _save(figure, path)
+
+
+def tsne(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Places (N, 2) of embeddings (N, D) in a plane, the same for the same seed."""
+    from sklearn.manifold import TSNE
+
+    count = len(embeddings)
+    if count < 3:
+        raise DataError(f"a map needs 3 embeddings or more, got {count}")
+    perplexity = min(30.0, (count - 1) / 3)
+    how = {"metric": "cosine", "init": "random", "random_state": seed}
+    return TSNE(perplexity=perplexity, **how).fit_transform(np.asarray(embeddings, np.float64))
+
+
+def confusion(
+    true: np.ndarray,
+    predicted: np.ndarray,
+    names: Sequence[str],
+    path: str | os.PathLike,
+    title: str | None = None,
+) -> None:
+    """Draw which labels (codes (N,) into ``names``) are taken for which: shares of each row.
+
+    Only labels that are met are drawn, the ``MOST_LABELS`` most frequent ones; counts are written
+    into the cells where there is room.
+
+    Raises:
+        DataError: there is nothing to draw.
+        UserError: matplotlib is not installed.
+    """
+    if not len(true):
+        raise DataError("no predictions to draw")
+    seen = np.bincount(np.concatenate([true, predicted]), minlength=len(names))
+    met = np.sort(np.argsort(-seen, kind="stable")[: min(MOST_LABELS, int((seen > 0).sum()))])
+    counts = np.zeros((len(names), len(names)), np.int64)
+    np.add.at(counts, (true, predicted), 1)
+    counts = counts[np.ix_(met, met)]
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = float(np.clip(0.55 * len(met) + 2, 4, 12))
+    figure, axes = _new_figure(side, side, title)
+    axes.grid(False)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    labels = [names[code] for code in met]
+    rotation = 0 if max(map(len, labels)) < 5 and len(labels) < 12 else 90
+    axes.set_xticks(range(len(met)), labels, rotation=rotation)
+    axes.set_yticks(range(len(met)), labels)
+    axes.set(xlabel="taken for", ylabel="true")
+    if len(met) <= 20:
+        for i, j in np.ndindex(counts.shape):
+            colour = "white" if shares[i, j] > 0.6 else "black"
+            axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", color=colour, fontsize=9)
     _save(figure, path)
 
 

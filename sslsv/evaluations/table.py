@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
-_TITLES = {"eer": "EER (%)", "mindcf": "minDCF", "actdcf": "actDCF", "cllr": "Cllr"}
-_TITLES |= {"avgrprec": "AvgRPrec"}
-_DECIMALS = {"eer": 2}  # four for all others
+from collections.abc import Mapping
+
+_TITLES = {
+    "eer": "EER (%)",
+    "eer_rocch": "EER, ROC hull (%)",
+    "mindcf": "minDCF",
+    "actdcf": "actDCF",
+    "cllr": "Cllr",
+    "mincllr": "minCllr",
+    "avgrprec": "AvgRPrec",
+    "f1_score": "F1, weighted",
+    "f1_macro": "F1, macro",
+}
+_DECIMALS = {"eer": 2, "eer_rocch": 2}  # four for all others
+_OF_CLASSES = {"accuracy", "f1_score", "f1_macro"}  # stand in a table of their own
 
 
-def format_table(results: dict[str, dict[str, float]]) -> str:
-    """``{system: {"<task>/<list>/<metric>": value}}`` -> one row for each list and system."""
+def format_table(
+    results: Mapping[str, Mapping[str, float]],
+    bars: Mapping[str, Mapping[str, tuple[float, float]]] | None = None,
+) -> str:
+    """``{system: {"<task>/<list>/<metric>": value}}`` -> one row for each list and system, with
+    intervals ``bars`` of the same names."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for system, values in results.items():
         for name, value in values.items():
             place, _, metric = name.rpartition("/")
-            cells = rows.setdefault((place, system), {})
-            cells[metric] = f"{value:.{_DECIMALS.get(metric, 4)}f}"
+            digits = _DECIMALS.get(metric, 4)
+            cell = f"{value:.{digits}f}"
+            if bar := (bars or {}).get(system, {}).get(name):
+                cell += " [{:.{d}f}, {:.{d}f}]".format(*bar, d=digits)
+            rows.setdefault((place, system), {})[metric] = cell
+    groups: list[dict[tuple[str, str], dict[str, str]]] = [{}, {}]
+    for row, cells in rows.items():
+        groups[not _OF_CLASSES.isdisjoint(cells)][row] = cells
+    return "\n\n".join(_table(group) for group in groups if group)
+
+
+def _table(rows: dict[tuple[str, str], dict[str, str]]) -> str:
     metrics = list(dict.fromkeys(metric for cells in rows.values() for metric in cells))
     table = [["evaluation", "system", *(_TITLES.get(m, m) for m in metrics)]]
     for (place, system), cells in sorted(rows.items(), key=lambda row: row[0][0]):

@@ -254,6 +254,10 @@ class Sides:
             result[rows] = found[sources]
         return result
 
+    def counts(self) -> np.ndarray:
+        """How many files each row is the mean of: (N,)."""
+        return np.array([len(self._parts[name]) for name in self.names])
+
     def rows(self, trials: Trials) -> tuple[np.ndarray, np.ndarray]:
         """Index (T,) of the enrolment and of the test row of each trial."""
         enrol, test = (

@@ -16,7 +16,7 @@ from sslsv.config import load_config
 from sslsv.datasets.manifest import read_manifest
 from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError, DataError
-from sslsv.evaluations import cosine, metrics
+from sslsv.evaluations import cosine, metrics, verification
 from sslsv.evaluations.base import Embed, Result
 from sslsv.evaluations.cosine import SVCosine, SVCosineConfig
 from sslsv.evaluations.embeddings import Extraction
@@ -266,7 +266,7 @@ def test_settings_of_task_and_dataset_reach_the_extraction(
         asked.append(how)
         return np.eye(len(files))
 
-    monkeypatch.setattr(cosine, "extract", extract)
+    monkeypatch.setattr(verification, "extract", extract)
     config = SVCosineConfig(
         type="sv_cosine", trials=["trials"], num_frames=3, frame_length=4000, batch_size=7
     )
