@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,15 +18,16 @@ from sslsv.datasets.loader import Loader
 from sslsv.datasets.samplers import Batches
 from sslsv.datasets.views import Batch
 from sslsv.errors import listing
-from sslsv.interrupt import Interrupted, StopRequest, marker
+from sslsv.interrupt import StopRequest, marker
 from sslsv.methods.base import Method, Outputs, Progress
 from sslsv.methods.base import Metrics as StepMetrics
 from sslsv.methods.ssps import SSPS, reference_embeddings
-from sslsv.trainer import checkpoint, environment, resume
+from sslsv.trainer import checkpoint, environment, resume, saving
 from sslsv.trainer.averaging import RunningAverage
 from sslsv.trainer.config import TrainerConfig
 from sslsv.trainer.guard import CHECK_EVERY, FiniteGuard, NonFiniteLoss
 from sslsv.trainer.means import EpochMeans
+from sslsv.trainer.memories import fill_memories
 from sslsv.trainer.optimisers import clip, make_optimizer, set_hyperparameters
 from sslsv.trainer.schedules import learning_rate, weight_decay
 from sslsv.trainer.signals import collapse, embedding_signals
@@ -95,7 +95,7 @@ class Trainer:
         self.stale_epochs = 0  # epochs since best_metric
         self.waiting: dict[str, float] = {}  # for data, in the epoch at hand
         self.steps_per_epoch = len(loader)
-        self._saved = time.monotonic()
+        self.saved = time.monotonic()  # when a checkpoint was written
         self._started, self._first_step = time.perf_counter(), 0  # of this process
 
     # ------------------------------------------------------------------------ the run
@@ -140,13 +140,13 @@ class Trainer:
                     text = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
                     say(f"  {text}" + (" (best so far)" if improved else ""))
                 self.tracker.log_epoch(self.epoch, self.step, metrics | found)
-                self._save_epoch(improved)
+                saving.save_epoch(self, improved)
                 clock.lap("save")
                 self.tracker.log_timings(self.epoch, self.waiting | clock.seconds)
                 if self._out_of_patience():
                     break
-                if self.epoch < last and self._stop_requested():
-                    self._stop()
+                if self.epoch < last and saving.stop_requested(self):
+                    saving.stop(self)
 
     def train_epoch(self) -> Metrics:
         """What is left of a pass over the loader; returns the mean of each metric over steps and
@@ -155,7 +155,7 @@ class Trainer:
         self.method.train()
         self.method.progress = self.progress
         if not self.means.steps:
-            self._observe()
+            fill_memories(self)
             self.method.on_epoch_start()
             if self.ssps:
                 self.means.found = self.ssps.on_epoch_start(self.epoch, self.progress.seed)
@@ -172,7 +172,7 @@ class Trainer:
                 status = self._status(self.means.own("train/loss"), before, started, waited)
                 bar.set_postfix_str(status, refresh=False)
                 if self.means.steps < self.steps_per_epoch:
-                    self._save_within_epoch()
+                    saving.save_within_epoch(self)
             if self.step % CHECK_EVERY == 0:
                 loss = self.means.own("train/loss")
                 self.tracker.log_step(self.step, {"loss": loss, "lr": self.learning_rate})
@@ -231,7 +231,7 @@ class Trainer:
         last = part == count - 1
         if isinstance(self.network, DistributedDataParallel):
             self.network.require_backward_grad_sync = last  # once for all parts
-        with self._autocast():
+        with self.autocast():
             outputs = self.network(views)
         if self.config.precision != "fp32":
             outputs = {name: x.float() for name, x in outputs.items()}
@@ -274,7 +274,7 @@ class Trainer:
         """What the loss is to compare, and metrics of it; the batch is remembered for others."""
         if reference_view is None or not self.ssps or not self.ssps.watching_at(self.epoch):
             return outputs, {}
-        with self._autocast():
+        with self.autocast():
             references = reference_embeddings(self.method.embedder, reference_view)
         rows = rows.to(self.device, non_blocking=True)
         compared: Outputs = outputs
@@ -285,38 +285,7 @@ class Trainer:
         self.ssps.keep(outputs, rows, references, self.guard.frozen)
         return compared, found
 
-    def _observe(self) -> None:
-        """Where memories are empty that the epoch needs: a pass over the data that trains nothing.
-
-        Crops and augmentation are those of no epoch: were they those of the first one, its targets
-        would be in the very noise that it sees.
-        """
-        method, ssps = self.method.wants_pass(), self.ssps and self.ssps.wants_pass(self.epoch)
-        if not method and not ssps:
-            return
-        self.sampler.set_epoch(self.config.epochs + self.epoch)
-        with progress_bar(self.steps_per_epoch, "Filling memories") as bar:
-            for batch in self.loader:
-                batch = batch.to(self.device).augmented()
-                with self._autocast():
-                    if method:
-                        self.method.observe(batch)
-                    if ssps:
-                        self._observe_positives(batch)
-                bar.update()
-        self.sampler.set_epoch(self.epoch)
-
-    @torch.no_grad()
-    def _observe_positives(self, batch: Batch) -> None:
-        assert self.ssps
-        *views, reference_view = batch.views
-        references = reference_embeddings(self.method.embedder, reference_view)
-        self.method.eval()
-        outputs = self.method(views)
-        self.method.train()
-        self.ssps.keep(outputs, batch.rows.to(self.device), references, self.guard.frozen)
-
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
         kind = self.config.precision
         return torch.autocast(self.device.type, _TYPES[kind], enabled=kind != "fp32")
 
@@ -441,65 +410,6 @@ class Trainer:
             f"{self.stale_epochs} epochs (trainer.patience)"
         )
         return True
-
-    # ------------------------------------------------------------------------ saving
-
-    def _save_epoch(self, improved: bool) -> None:
-        if self.epoch > self.last_epoch - self.config.avg_count:
-            self.average.add(self.method.state_dict())
-        state = resume.state_of(self)
-        self._saved = time.monotonic()
-        if not distributed.is_main():
-            return
-        weights = {key: state[key] for key in ("epoch", "best_metric", "model", "config")}
-        files = {f"epoch-{self.epoch}": weights}
-        if improved:
-            files["best"] = weights
-        if self.average.count:
-            files["avg"] = weights | {"model": self.average.mean(state["model"])}
-        for suffix, content in files.items():
-            checkpoint.save(checkpoint.checkpoint_path(self.run_dir, suffix), content)
-        checkpoint.save_latest(self.run_dir, state)
-        if self.config.keep_last_n:
-            checkpoint.prune(self.run_dir, self.config.keep_last_n, self.epoch)
-
-    def _save_within_epoch(self) -> None:
-        """Where the time for it has come, or the training is to stop."""
-        minutes = self.config.checkpoint_every_minutes
-        due = minutes is not None and time.monotonic() - self._saved > 60 * minutes
-        stop, due = self._any(self.stop_request.signal is not None, due)
-        if not stop and not due:
-            return
-        state = resume.state_of(self)
-        if distributed.is_main():
-            checkpoint.save_latest(self.run_dir, state)
-        self._saved = time.monotonic()
-        if stop:
-            self._stop()
-
-    def _stop_requested(self) -> bool:
-        """Whether any process was sent a signal."""
-        return self._any(self.stop_request.signal is not None)[0]
-
-    def _any(self, *values: bool) -> list[bool]:
-        """For each, whether it is true in any process."""
-        if distributed.world_size() == 1:
-            return list(values)
-        flags = torch.tensor(values, dtype=torch.float32, device=self.device)
-        return [bool(flag) for flag in distributed.reduce_max(flags).tolist()]
-
-    def _stop(self) -> None:
-        kind = signal.Signals(self.stop_request.signal or signal.SIGTERM)
-        within = f" and {self.means.steps} steps" if self.means.steps else ""
-        message = (
-            f"{self.run_dir}: stopped by {kind.name} after epoch {self.epoch}{within}, saved; the "
-            "same command goes on from there"
-        )
-        distributed.barrier()  # nobody leaves before the file is there
-        if distributed.is_main():
-            marker(self.run_dir).write_text(message + "\n", encoding="utf-8")
-        say(message)
-        raise Interrupted(message, 128 + kind.value)
 
 
 def _joined(outputs: tuple[Outputs, ...]) -> Outputs:

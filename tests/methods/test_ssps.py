@@ -27,6 +27,7 @@ from sslsv.methods import ssps as module
 from sslsv.methods.ssps import SSPS, SSPSConfig, draw_rank, nearest, reference_embeddings
 from sslsv.randomness import generator
 from sslsv.registry import METHODS
+from sslsv.trainer.memories import fill_memories
 
 ROWS, DIM, N = 40, 6, 8  # of the list, of a reference, of a batch
 SHAPES = {"z2": torch.Size([3]), "teacher": torch.Size([2, 4])}
@@ -514,7 +515,7 @@ def test_a_finished_base_run_fills_the_memories_in_one_pass(corpus, tmp_path):
     trainer = build_trainer(from_dict(data))
     trainer.resume()
     weights = copy.deepcopy(trainer.method.state_dict())
-    trainer._observe()
+    fill_memories(trainer)
     assert trainer.ssps
     assert trainer.ssps.memory
     seen = trainer.ssps.memory.filled
