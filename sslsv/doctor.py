@@ -23,6 +23,7 @@ from sslsv.evaluations.base import TaskConfig
 from sslsv.evaluations.classification import Classification, ClassificationConfig
 from sslsv.evaluations.split import SPLIT, hold_out, split_of
 from sslsv.evaluations.trials import Trials, read_trials
+from sslsv.evaluations.verification import SVConfig
 from sslsv.experiment import build_method, positive_shapes
 from sslsv.methods.base import Method
 from sslsv.methods.deepcluster import DeepClusterConfig
@@ -320,6 +321,7 @@ def _trial_lists(
         if not hasattr(task, "trials"):
             _other_task(config, task, manifest, report)
             continue
+        before = len(refused)
         for name in task.trials:
             if name in lists or name in refused:
                 continue
@@ -332,7 +334,22 @@ def _trial_lists(
                 refused.add(name)
                 report.title(f"Trials {name}")
                 report.problem(str(error), "correct the list, or the name in evaluation.*.trials")
+        if manifest and isinstance(task, SVConfig) and len(refused) == before:
+            _fitted(config, task, manifest, held_out, report)
     return lists
+
+
+def _fitted(
+    config: Config, task: SVConfig, train: Manifest, held_out: Trials | None, report: Report
+) -> None:
+    """Whether lists suffice for what the task fits to them: cohorts, transforms, PLDA."""
+    if not task.needs_train and not task.fits:
+        return
+    try:
+        EVALUATIONS.get(task.type).cls(task, config.dataset, held_out, train)
+    except UserError as error:
+        report.title(f"Evaluation {task.type}")
+        report.problem(str(error))
 
 
 def _other_task(

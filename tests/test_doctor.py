@@ -617,3 +617,26 @@ def test_processes_find_the_same(
     assert len(alone.problems) == 2
     # Up to the machine, whose disk others fill meanwhile.
     assert together.report.partition("\nMachine")[0] == alone.report.partition("\nMachine")[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ("score_norm: as-norm", "score_norm_cohort_size: 300 is more than the cohort's 24"),
+        (
+            "fit_on: nowhere.csv, transforms: [lda]",
+            "nowhere.csv: list not found; fit_on is looked up below",
+        ),
+    ],
+)
+def test_lists_that_scores_are_fitted_on_are_looked_at(
+    diagnose: Diagnose, setting: str, problem: str
+) -> None:
+    task = f"{{type: sv_cosine, num_frames: 1, frame_length: null, trials: [trials], {setting}}}"
+    (found,) = diagnose(f"evaluation.test=[{task}]").problems
+    assert found.startswith(problem)
+
+
+def test_a_list_that_plda_can_be_fitted_on_is_no_problem(diagnose: Diagnose) -> None:
+    task = "{type: sv_plda, num_frames: 1, frame_length: null, trials: [trials]}"
+    assert diagnose(f"evaluation.test=[{task}]").problems == []
