@@ -184,6 +184,13 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="file to write; model_<suffix>.<format> in the run's folder where none is given",
     )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="SCORES",
+        help="score file of this checkpoint to calibrate scores on, of this or the run's folder, "
+        "such as scores/trained_sv_cosine_<list>.txt",
+    )
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -191,7 +198,48 @@ def _export(arguments: argparse.Namespace) -> None:
     from sslsv.export import export
 
     config = load_config(arguments.config, arguments.overrides)
-    export(config, arguments.format, arguments.model_suffix, arguments.output)
+    a = arguments
+    export(config, a.format, a.model_suffix, a.output, a.calibrate)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", metavar="A", help="audio file")
+    parser.add_argument("b", metavar="B", help="another")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="PATH",
+        help=".safetensors or .onnx file of 'sslsv export', folder of a run, or its config.yml",
+    )
+    parser.add_argument(
+        "--model_suffix", help="which checkpoint of a run: latest, best, avg or epoch-N"
+    )
+    parser.add_argument(
+        "--prior", type=float, default=0.5, help="share of pairs that are of one speaker"
+    )
+    parser.add_argument(
+        "--threshold", type=float, help="cosine from which on to decide for one speaker"
+    )
+    parser.add_argument(
+        "--resample",
+        action="store_true",
+        default=None,
+        help="convert audio of another rate, whatever dataset.resample was",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    import json
+
+    from sslsv.model import format_verdict, load, verify
+
+    a = arguments
+    model = load(a.model, a.model_suffix, a.resample)
+    found = verify(a.a, a.b, model, a.prior, a.threshold)
+    for remark in (*model.remarks, *(model.calibration.remarks if model.calibration else ())):
+        print(f"warning: {remark}", file=sys.stderr)
+    print(json.dumps(found, indent=2) if a.json else format_verdict(found))
 
 
 def _add_average(parser: argparse.ArgumentParser) -> None:
@@ -358,6 +406,12 @@ COMMANDS = {
         "sslsv export models/demo/simclr/config.yml --format onnx",
         _add_export,
         _export,
+    ),
+    "verify": Command(
+        "Say whether two files are of one speaker: score, probability and decision.",
+        "sslsv verify a.wav b.wav --model models/demo/simclr/model_latest.safetensors",
+        _add_verify,
+        _verify,
     ),
     "doctor": Command(
         "Look for what would stop or spoil a training, and say how to mend it.",

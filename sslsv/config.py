@@ -1,5 +1,7 @@
 """One YAML file is one experiment: YAML + ``key=value`` overrides -> a tree of dataclasses.
 
+What a file says is read by ``config_files.py``, with the file that it builds on if it names one.
+
 A field is declared in the file that uses it (``EncoderConfig`` beside the encoders, and so on);
 here the tree is put together, strictly: an unknown key, a wrong type or a value out of range is
 refused with the line it stands on. The schema is described in ``docs/architecture.md``.
@@ -15,11 +17,8 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
-
-from sslsv import audio, distributed
+from sslsv import audio, config_files, distributed
+from sslsv.config_files import KeyPath, Places, plain, shown
 from sslsv.datasets.views import DatasetConfig
 from sslsv.encoders.base import EncoderConfig
 from sslsv.errors import ConfigError
@@ -31,7 +30,6 @@ from sslsv.registry import ENCODERS, EVALUATIONS, METHODS
 from sslsv.trainer.config import TrainerConfig
 
 RESOLVED_NAME = "resolved_config.yml"
-KeyPath = tuple[str, ...]  # ("evaluation", "test", "0", "trials")
 _CHOSEN_BY_TYPE = {EncoderConfig: ENCODERS, MethodConfig: METHODS, TaskConfig: EVALUATIONS}
 
 
@@ -155,18 +153,15 @@ _SAMPLING_HINTS = {
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read ``path``, apply ``overrides`` (``a.b=value``, ``a.0.b=[x,y]``) and check everything.
+    """Read ``path`` and its bases, apply ``overrides`` (``a.b=value``, ``a.0.b=[x,y]``) and check
+    everything.
 
     Raises ConfigError with file, line and key. ``run_dir`` of the result is never None.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "config.yml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot read the configuration ({_reason(error)})") from None
-    data, lines = _parse(text, path)
+    data, places = config_files.read(path)
     overridden: set[KeyPath] = set()
     for override in overrides:
         overridden.add(_apply_override(data, override))
@@ -174,14 +169,14 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         config = _build_section(Config, data, ())
         config.check(distributed.world_size())
     except (_Located, ConfigError) as error:
-        raise ConfigError(_locate(_located(error), path, lines, overridden)) from None
+        raise ConfigError(_locate(_located(error), path, places, overridden)) from None
     config.run_dir = config.run_dir or path.parent
     return config
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain YAML/JSON values of a config tree (paths as strings, tuples as lists)."""
-    return _plain(dataclasses.asdict(config))
+    return plain(dataclasses.asdict(config))
 
 
 def from_dict(data: dict[str, Any]) -> Config:
@@ -197,7 +192,7 @@ def save_resolved(config: Config) -> Path:
     assert config.run_dir is not None
     path = config.run_dir / RESOLVED_NAME
     with atomic_write(path, "w") as file:
-        _yaml().dump(to_dict(config), file)
+        config_files.write(to_dict(config), file)
     return path
 
 
@@ -213,51 +208,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> d
     return found
 
 
-# ---------------------------------------------------------------------------- YAML and overrides
-
-
-_UNREADABLE = (YAMLError, ValueError, RecursionError)  # such as 2024-13-45 or a list in itself
-
-
-def _parse(text: str, path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
-    """Safe-load ``text``; also the line on which each key stands."""
-    lines: dict[KeyPath, int] = {}
-    try:
-        data = _plain(_yaml().load(text))  # a copy, in which anchor and alias are no longer one
-        _collect_lines(_yaml().compose(text), (), lines)
-    except _UNREADABLE as error:
-        where, problem = "", str(error)
-        if isinstance(error, MarkedYAMLError):
-            mark = error.problem_mark or error.context_mark
-            where = f" line {mark.line + 1}" if mark else ""
-            problem = ", ".join(part for part in (error.context, error.problem) if part)
-            problem = problem.partition(" with value ")[0]  # after which a duplicate is spelt out
-        raise ConfigError(f"{path}{where}: not valid YAML: {problem.splitlines()[0]}") from None
-    if data is None:
-        raise ConfigError(f"{path}: the file is empty")
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected 'key: value' sections, got {_shown(data)}")
-    return data, lines
-
-
-def _yaml() -> YAML:
-    yaml = YAML(typ="safe", pure=True)  # version 1.2: 1e-3 is a number, yes is text
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    return yaml
-
-
-def _collect_lines(node: Node, path: KeyPath, lines: dict[KeyPath, int]) -> None:
-    if isinstance(node, MappingNode):
-        children = [(str(key.value), key, value) for key, value in node.value]
-    elif isinstance(node, SequenceNode):
-        children = [(str(index), value, value) for index, value in enumerate(node.value)]
-    else:
-        return
-    for name, marked, value in children:
-        here = (*path, name)
-        lines[here] = marked.start_mark.line + 1
-        _collect_lines(value, here, lines)
+# ----------------------------------------------------------------------------------- overrides
 
 
 def _apply_override(data: dict[str, Any], override: str) -> KeyPath:
@@ -267,9 +218,11 @@ def _apply_override(data: dict[str, Any], override: str) -> KeyPath:
     if not equals or not all(parts):
         raise ConfigError(f"override '{override}': expected key.sub=value")
     try:
-        value = _plain(_yaml().load(text))
-    except _UNREADABLE:
-        raise ConfigError(f"override '{override}': '{text}' is not a YAML value") from None
+        value = config_files.parse_value(text)
+    except ValueError as error:
+        raise ConfigError(f"override '{override}': {error}") from None
+    if parts == [config_files.BASE]:
+        raise ConfigError(f"override '{override}': a base can only be named in a file")
     node: Any = data
     for depth, part in enumerate(parts):
         here = ".".join(parts[:depth]) or "the configuration"
@@ -313,17 +266,19 @@ def _located(error: _Located | ConfigError, section: KeyPath = ()) -> _Located:
     return _Located((*section, *name.split(".")), message)
 
 
-def _locate(
-    error: _Located, file: Path, lines: dict[KeyPath, int], overridden: set[KeyPath]
-) -> str:
+def _locate(error: _Located, file: Path, places: Places, overridden: set[KeyPath]) -> str:
     path = error.path
     from_override = any(path[: len(given)] == given for given in overridden)
-    while path and path not in lines and not from_override:
+    while path and path not in places and not from_override:
         from_override = any(given[: len(path)] == path for given in overridden)
         path = path[:-1]
     if from_override:
         return f"{error} (given on the command line)"
-    return f"{file} line {lines[path]}: {error}" if path else f"{file}: {error}"
+    if not path:
+        return f"{file}: {error}"
+    place = places[path]
+    user = "" if place.file == file else f" ({file} builds on this file)"
+    return f"{place.file} line {place.line}: {error}{user}"
 
 
 def _build_section(cls: Any, data: Any, path: KeyPath) -> Any:
@@ -331,7 +286,7 @@ def _build_section(cls: Any, data: Any, path: KeyPath) -> Any:
     if data is None:
         data = {}
     if not isinstance(data, dict):
-        raise _Located(path, f"expected a section of 'key: value' lines, got {_shown(data)}")
+        raise _Located(path, f"expected a section of 'key: value' lines, got {shown(data)}")
     if cls in _CHOSEN_BY_TYPE:
         cls = _config_class(cls, data, path)
     names = [f.name for f in fields(cls)]
@@ -386,15 +341,7 @@ def _build_value(hint: Any, value: Any, path: KeyPath) -> Any:
         return Path(value)
     if type(value) is kind:  # isinstance would take true for a whole number
         return value
-    raise _Located(path, f"expected {_type_name(hint)}, got {_shown(value)}")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
+    raise _Located(path, f"expected {_type_name(hint)}, got {shown(value)}")
 
 
 def _brief(value: Any) -> str:
@@ -415,14 +362,3 @@ def _type_name(hint: Any) -> str:
         return f"a list{count} (each {_type_name(inner[0])})"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     return (names | {Path: "a path", type(None): "null"})[hint]
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "null"
-    text = repr(value)
-    return f"{text if len(text) <= 100 else text[:100] + '...'} ({type(value).__name__})"
-
-
-def _reason(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)

@@ -184,7 +184,7 @@ def evaluate(
     if distributed.is_main():
         bars = {name: lists.bars(result) for name, result in results.items()}
         about = {"checkpoint": path.name, "epoch": state.get("epoch")}
-        report.save(run_dir, results, bars, lists, earlier | about)
+        report.save(run_dir, results, bars, lists, about, earlier)
         say(report.summary(results, bars, lists))
         if plots:
             report.plot(run_dir, results)

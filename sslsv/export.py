@@ -1,6 +1,8 @@
 """A trained model for other programs: an ONNX graph, or weights that ``load_exported`` reads.
 
-Both hold what ``Method.embed`` gives and nothing else: no head, no queue, no optimiser.
+Both hold what ``Method.embed`` gives and nothing else: no head, no queue, no optimiser. Their
+metadata say what they are and may hold a calibration of scores (`sslsv.model`); a card
+(`sslsv.card`) goes beside them.
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sslsv import __version__, audio
+from sslsv.card import Facts, list_names, make_card, write_card
 from sslsv.config import Config, from_dict, to_dict
 from sslsv.encoders.base import Encoder
 from sslsv.encoders.frontend import FrontEnd
 from sslsv.errors import CheckpointError, ConfigError, UserError
+from sslsv.evaluations.base import Embed
 from sslsv.experiment import build_method
-from sslsv.files import atomic_write
+from sslsv.files import atomic_write, read_json
 from sslsv.methods.base import Method
+from sslsv.model import Model, ScoreCalibration, fit_calibration
 from sslsv.trainer import checkpoint
 from sslsv.trainer.tracking import say
 
@@ -50,11 +55,22 @@ Writer = Callable[[Embedder, Config, dict[str, str]], bytes]
 Reader = Callable[[Path], Callable[[Tensor], Tensor] | None]  # None: there is nothing to read with
 
 
-def export(config: Config, kind: str, suffix: str = "latest", output: Path | None = None) -> Path:
-    """Write the checkpoint ``suffix`` of a run as ``kind``, "onnx" or "safetensors".
+def export(
+    config: Config,
+    kind: str,
+    suffix: str = "latest",
+    output: Path | None = None,
+    calibrate: Path | None = None,
+) -> Path:
+    """Write the checkpoint ``suffix`` of a run as ``kind``, "onnx" or "safetensors", and its card.
 
     The file takes its place once it was loaded again and gave the embeddings of the checkpoint.
-    Returns its path, ``model_<suffix>.<kind>`` in the run's folder unless ``output`` is given.
+    Returns its path, ``model_<suffix>.<kind>`` in the run's folder unless ``output`` is given; the
+    card has the same name with ``.md``.
+
+    Args:
+        calibrate: score file of this checkpoint, of this folder or the run's; see
+            `model.fit_calibration`.
     """
     if kind not in _KINDS:
         near = difflib.get_close_matches(kind, _KINDS, n=1)
@@ -64,30 +80,75 @@ def export(config: Config, kind: str, suffix: str = "latest", output: Path | Non
     _package(kind)
     assert config.run_dir is not None
     output = output or config.run_dir / f"model_{suffix}.{kind}"
+    card = output.with_suffix(".md")
+    if output == card:
+        raise UserError(f"--output: {output}: the card takes this name; make it .{kind}")
     path = checkpoint.checkpoint_path(config.run_dir, suffix)
     state = checkpoint.load(path)
-    method = _build(config)
+    results = read_json(config.run_dir / "evaluation.json")
+    method = build(config)
     remarks = checkpoint.load_to_embed(method, state, path)
     say("; ".join([f"Exporting {path}", *remarks]))
     embedder = Embedder(method).eval()
+    calibration = _calibration(config, embedder, calibrate, results) if calibrate else None
 
     waves = _examples(config.encoder.min_samples)
     with torch.no_grad():
         expected = [embedder(wave) for wave in waves]
-        dim = expected[0].shape[1]
-        content = write(embedder, config, _about(config, dim) | {"epoch": str(state.get("epoch"))})
+        parameters = _count_parameters(method, waves[0])
+        about = _about(config, expected[0].shape[1]) | {"epoch": str(state.get("epoch"))}
+        if calibration:
+            about["calibration"] = calibration.to_json()
+        content = write(embedder, config, about)
     with atomic_write(output) as file:
         file.write(content)
         file.flush()
         said = _compare(read, Path(file.name), waves, expected, output)
-    say(f"{output}: embeddings of {dim} values, {len(content) / 1e6:.1f} MB; {said}")
+    facts = Facts(
+        file=output.name,
+        suffix=suffix,
+        about=about,
+        parameters=parameters,
+        state=state,
+        base_path=config.dataset.base_path,
+        results=results,
+        calibration=calibration,
+    )
+    written = write_card(card, make_card(facts))
+    kept = "" if written == card else f"; {card} was edited and stays as it is"
+    say(f"{written}: the model's card{kept}")
+    size = f"{len(content) / 1e6:.1f} MB"
+    say(f"{output}: embeddings of {expected[0].shape[1]} values, {size}; {said}")
     return output
+
+
+def _calibration(
+    config: Config, embedder: Embedder, scores: Path, results: dict[str, Any]
+) -> ScoreCalibration:
+    """Fitted on ``scores``, of this folder or the run's."""
+    assert config.run_dir is not None
+    model = Model(
+        run=embedder, min_samples=config.encoder.min_samples, resample=config.dataset.resample
+    )
+    path = scores if scores.exists() else config.run_dir / scores
+    fitted = fit_calibration(path, model, config.dataset.base_path, list_names(results))
+    for remark in fitted.remarks:
+        say(f"warning: {remark}")
+    say(
+        f"Calibration on {fitted.list_name} (list {fitted.hash}, {fitted.trials:,} trials): Cllr "
+        f"{fitted.cllr:.3f} bits"
+    )
+    return fitted
 
 
 def load_exported(path: str | Path) -> Embedder:
     """The module in a safetensors file that ``export`` wrote, in evaluation mode, on the CPU."""
-    path = Path(path)
-    _package("safetensors")
+    return read_exported(Path(path))[0]
+
+
+def read_exported(path: Path) -> tuple[Embedder, dict[str, str]]:
+    """The module in a safetensors file, and what the file says of itself."""
+    _package("safetensors", path)
     tensors, about = _read_safetensors(path)
     try:
         config, parts = from_dict(json.loads(about["config"])), json.loads(about["parts"])
@@ -100,17 +161,40 @@ def load_exported(path: str | Path) -> Embedder:
             f"{path}: its configuration, of sslsv {about.get('sslsv_version')}, does not fit sslsv "
             f"{__version__}: {error}"
         ) from None
-    with torch.random.fork_rng(devices=[]):  # the weights drawn on the way are replaced
-        method = _build(config)
+    method = build(config)
     _prune(method, parts)
     checkpoint.load_weights(method, {"model": tensors}, path)
-    return Embedder(method).eval()
+    return Embedder(method).eval(), about
 
 
-def _build(config: Config) -> Method:
-    """The method without ``encoder.compile``, which neither a trace nor a single file needs."""
+def read_onnx(path: Path) -> tuple[Embed, dict[str, str]]:
+    """The graph in an ONNX file that ``export`` wrote, and what the file says of itself."""
+    _package("onnxruntime", path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: cannot be read (No such file or directory)")
+    try:
+        session = _session(path)
+    except Exception as error:  # what a runtime raises has no common base
+        raise CheckpointError(f"{path}: damaged, or not an ONNX graph ({_brief(error)})") from None
+    about = session.get_modelmeta().custom_metadata_map
+    if "min_samples" not in about:
+        raise CheckpointError(f"{path}: was not written by 'sslsv export' (it does not say so)")
+
+    def embed(wave: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+        if lengths is None:
+            return _run(session, wave)
+        rows = [row[None, :n] for row, n in zip(wave, lengths, strict=True)]
+        return torch.cat([_run(session, row) for row in rows])  # a graph knows no lengths
+
+    return embed, about
+
+
+def build(config: Config) -> Method:
+    """The method without ``encoder.compile``, which neither a trace nor a single file needs; its
+    weights are to be replaced, and drawing them changes no other draw."""
     encoder = dataclasses.replace(config.encoder, compile=False)
-    return build_method(dataclasses.replace(config, encoder=encoder))
+    with torch.random.fork_rng(devices=[]):
+        return build_method(dataclasses.replace(config, encoder=encoder))
 
 
 def _about(config: Config, dim: int) -> dict[str, str]:
@@ -122,15 +206,16 @@ def _about(config: Config, dim: int) -> dict[str, str]:
         "sample_rate": str(audio.SAMPLE_RATE),
         "min_samples": str(config.encoder.min_samples),
         "embedding_dim": str(dim),
+        "resample": str(config.dataset.resample).lower(),
     }
 
 
-def _package(name: str) -> Any:
-    """An optional package, imported when needed."""
+def _package(name: str, user: object = "export") -> Any:
+    """An optional package that ``user`` needs, imported when needed."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(f"export needs {name}: pip install sslsv[export]") from None
+        raise UserError(f"{user} needs {name}: pip install sslsv[export]") from None
 
 
 # ------------------------------------------------------------------------------- comparison
@@ -213,6 +298,12 @@ def _parts(method: Method, wave: Tensor) -> list[str]:
     for hook in hooks:
         hook.remove()
     return sorted(name for name in called if not any(name.startswith(f"{o}.") for o in called))
+
+
+def _count_parameters(method: Method, wave: Tensor) -> int:
+    """Of the modules that ``embed`` calls."""
+    starts = tuple(f"{part}." for part in _parts(method, wave))
+    return sum(x.numel() for name, x in method.named_parameters() if name.startswith(starts))
 
 
 def _prune(module: nn.Module, parts: list[str], prefix: str = "") -> None:
@@ -303,11 +394,19 @@ def _onnx(embedder: Embedder, config: Config, about: dict[str, str]) -> bytes:
 def _run_onnx(path: Path) -> Callable[[Tensor], Tensor] | None:
     """The graph in ``path`` as a function; None where onnxruntime is not installed."""
     try:
-        runtime = importlib.import_module("onnxruntime")
+        session = _session(path)
     except ImportError:
         return None
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda wave: torch.from_numpy(session.run(None, {"wave": wave.numpy()})[0])
+    return lambda wave: _run(session, wave)
+
+
+def _session(path: Path) -> Any:
+    runtime = importlib.import_module("onnxruntime")
+    return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any, wave: Tensor) -> Tensor:
+    return torch.from_numpy(session.run(None, {"wave": wave.numpy()})[0])
 
 
 def _brief(error: Exception) -> str:

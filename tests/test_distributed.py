@@ -24,7 +24,7 @@ from sslsv.datasets.manifest import Manifest
 from sslsv.datasets.preflight import preflight
 from sslsv.datasets.views import Batch, DatasetConfig
 from sslsv.encoders.resnet34 import ResNet34, ResNet34Config
-from sslsv.errors import DataError
+from sslsv.errors import DataError, UserError
 from sslsv.methods.simclr import SimCLR, SimCLRConfig
 from sslsv.trainer.guard import FiniteGuard
 from sslsv.trainer.trainer import Trainer
@@ -55,6 +55,34 @@ def small_talk(rank: int) -> dict[str, Any]:
         "broadcast": distributed.broadcast({"from": rank}),
         "broadcast_": distributed.broadcast_(torch.tensor(1.0 + rank)),
         "objects": distributed.gather_objects({"from": rank}),
+    }
+
+
+def made_by_the_main_process(rank: int) -> dict[str, Any]:
+    """``calls`` counts what this process made itself."""
+    calls = 0
+
+    def make() -> dict[str, Any]:
+        nonlocal calls
+        calls += 1
+        return {"by": rank, "array": np.arange(3.0) + rank}
+
+    def refuse() -> None:
+        raise DataError(f"list{rank}.csv: of no use")
+
+    made = distributed.from_main(make)
+    nothing = distributed.from_main(lambda: None)
+    try:
+        distributed.from_main(refuse)
+        refusal = None
+    except UserError as error:
+        refusal = error
+    return {
+        "made": {"by": made["by"], "array": made["array"].tolist()},
+        "calls": calls,
+        "nothing": nothing,
+        "refusal": (type(refusal).__name__, str(refusal)),
+        "after": distributed.from_main(lambda: f"from {rank}"),
     }
 
 
@@ -129,6 +157,7 @@ def work(rank: int, folder: Path) -> None:
     results = {
         "gather": gather_rows(rank),
         "talk": small_talk(rank),
+        "from_main": made_by_the_main_process(rank),
         "guard": guard_one_bad_rank(rank),
         "preflight": preflight_where_a_file_is_missing(rank, folder),
         "simclr": train_simclr(rank, WORLD),
@@ -170,6 +199,20 @@ def test_reductions_and_objects(found):
         assert talk["objects"] == [{"from": 0}, {"from": 1}]
 
 
+def test_the_main_process_makes_a_thing_for_all(found):
+    for rank, result in enumerate(found):
+        shared = result["from_main"]
+        assert shared["made"] == {"by": 0, "array": [0.0, 1.0, 2.0]}
+        assert shared["calls"] == (1 if rank == 0 else 0)
+        assert shared["nothing"] is None
+
+
+def test_what_the_main_process_cannot_make_is_an_error_of_all(found):
+    for result in found:
+        assert result["from_main"]["refusal"] == ("DataError", "list0.csv: of no use")
+        assert result["from_main"]["after"] == "from 0"  # processes are still in step
+
+
 def test_alone_everything_is_the_identity():
     x = torch.randn(3, 2, requires_grad=True)
     assert distributed.gather(x) is x
@@ -178,6 +221,7 @@ def test_alone_everything_is_the_identity():
     assert distributed.broadcast_(x) is x
     assert distributed.broadcast("a") == "a"
     assert distributed.gather_objects("a") == ["a"]
+    assert distributed.from_main(lambda: x) is x
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
     distributed.barrier()
 

@@ -263,6 +263,7 @@ class TestOnnx:
             "sample_rate": "16000",
             "min_samples": "512",
             "embedding_dim": "32",
+            "resample": "false",
             "epoch": "7",
         }
 
@@ -449,11 +450,19 @@ class TestCommand:
         output = tmp_path / "new/folder/speaker.safetensors"
         command = ["export", str(config_file), "seed=3", "--format", "safetensors"]
         assert cli.main([*command, "--model_suffix", "avg", "--output", str(output)]) == 0
-        assert [path.name for path in output.parent.iterdir()] == ["speaker.safetensors"]
+        written = sorted(path.name for path in output.parent.iterdir())
+        assert written == ["speaker.md", "speaker.safetensors"]
         state = checkpoint.load(trained / "checkpoints/model_avg.pt")["model"]
         loaded = export.load_exported(output).state_dict()
         assert loaded["method.encoder.fc.weight"].equal(state["encoder.fc.weight"])
         assert not list(trained.glob("model_*"))
+
+    @pytest.mark.parametrize("kind", ["onnx", "safetensors"])
+    def test_output_with_the_name_of_the_card(
+        self, refused: Refused, trained: Path, kind: str
+    ) -> None:
+        said = refused("--format", kind, "--output", str(trained / "x.md"))
+        assert said == f"--output: {trained}/x.md: the card takes this name; make it .{kind}"
 
     def test_no_checkpoint(self, refused: Refused, trained: Path) -> None:
         said = refused("--format", "onnx", "--model_suffix", "best")

@@ -69,7 +69,8 @@ class Lists:
         for key, scored in result.scores.items():
             speakers = self._speakers.get(scored.trials.name)
             names = [name for name in scored.metrics if name in bootstrap.METRICS]
-            if not self.resamples or speakers is None or not names or MARK in key:
+            stressed = MARK in key.partition("/")[0]  # the name of the list may hold it, too
+            if not self.resamples or speakers is None or not names or stressed:
                 continue
             try:
                 intervals = bootstrap.intervals(
@@ -92,11 +93,17 @@ def save(
     results: Mapping[str, Result],
     bars: Mapping[str, Bars],
     lists: Lists,
+    about: dict[str, Any],
     earlier: dict[str, Any],
 ) -> None:
-    """Scores to ``scores/``, what was fitted to ``backends/``, and metrics to ``evaluation.json``
-    in place of those ``earlier`` there."""
-    flat: dict[str, Any] = {}
+    """Scores to ``scores/``, what was fitted to ``backends/``, and metrics to ``evaluation.json``.
+
+    ``about`` says which checkpoint was tested. Of what was there ``earlier``, results of another
+    one are left out: the file speaks of one model.
+    """
+    if any(earlier.get(key, value) != value for key, value in about.items()):
+        earlier = {key: x for key, x in earlier.items() if not key.startswith("test/")}
+    flat = dict(about)
     for system, result in results.items():
         group = "test" if system == "trained" else system
         for name, value in result.metrics.items():

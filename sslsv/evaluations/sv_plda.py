@@ -38,7 +38,7 @@ class SVPLDAConfig(SVConfig):
         if self.iterations < 0:
             raise ConfigError(f"iterations: must not be negative, got {self.iterations}")
         shares = self.adapt_within, self.adapt_between
-        if min(shares) < 0 or sum(shares) > 1:
+        if not (min(shares) >= 0 and sum(shares) <= 1):
             raise ConfigError(
                 "adapt_within, adapt_between: must not be negative nor sum to more than 1, got "
                 f"{shares[0]} and {shares[1]}"
@@ -78,7 +78,7 @@ class SVPLDA(Verification):
         super().__init__(config, dataset, held_out, train)
         self.domain: FitList | None = None
         if config.adapt_on:
-            self.domain = FitList(self._read(config.adapt_on, label_key="File"), by_speaker=False)
+            self.domain = FitList(self._read("adapt_on", label_key="File"), by_speaker=False)
 
     def _prepare(self, embed: Embed, device: torch.device, result: Result) -> None:
         chain, rows = self._fit(embed, device)

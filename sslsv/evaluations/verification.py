@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -78,6 +78,8 @@ class SVConfig(TaskConfig):
                 raise ConfigError(f"{name}: must be at least 1, got {value}")
             if value is not None and user not in self.transforms:
                 raise ConfigError(f"{name}: nothing uses it; add {user} to transforms")
+        if self.fit_on and not self.fits:
+            raise ConfigError("fit_on: nothing uses it; add whitening or lda to transforms")
 
     def measured(self) -> list[str]:
         """Names of the metrics of a list."""
@@ -161,16 +163,22 @@ class Verification(Task):
                 self.lists[name] = held_out
                 path = dataset.base_path / dataset.train
             else:
-                self.lists[name] = read_trials(path)
+                self.lists[name] = replace(read_trials(path), name=name)  # folders tell them apart
             check_files(self.lists[name].audio, dataset.base_path, str(path))
         self.sides = Sides(self.lists.values())
         self.fit_list: FitList | None = None
         if config.fits:
-            rows = self._read(config.fit_on) if config.fit_on else self._training_list(train)
+            rows = self._read("fit_on") if config.fit_on else self._training_list(train)
             self.fit_list = FitList(rows, config.fits_speakers)
 
-    def _read(self, name: str, label_key: str | None = None) -> Manifest:
-        return read_manifest(name, self.dataset.base_path, label_key or self.dataset.label_key)
+    def _read(self, key: str, label_key: str | None = None) -> Manifest:
+        """The list that the field ``key`` of the config names."""
+        base_path, name = self.dataset.base_path, getattr(self.config, key)
+        if not (base_path / name).is_file():
+            raise DataError(
+                f"{base_path / name}: list not found; {key} is looked up below dataset.base_path"
+            )
+        return read_manifest(name, base_path, label_key or self.dataset.label_key)
 
     def _training_list(self, train: Manifest | None) -> Manifest:
         if train is not None:

@@ -9,12 +9,17 @@ from sslsv.evaluations.metrics import eer, min_dcf, operating_points
 from sslsv.evaluations.plots import (
     COLOURS,
     LOWEST,
+    MOST_LABELS,
+    SHAPES,
     _det_limits,
     _save,
+    confusion,
     det_coordinates,
     det_curve,
+    embedding_map,
     probit,
     score_histogram,
+    tsne,
 )
 
 pytest.importorskip("matplotlib")
@@ -149,6 +154,8 @@ def test_nothing_to_plot_is_refused(tmp_path):
         det_curve({}, tmp_path / "det.png")
     with pytest.raises(DataError, match="no target trial"):
         score_histogram(np.ones(3), np.zeros(3), tmp_path / "h.png")
+    with pytest.raises(DataError, match="no predictions to draw"):
+        confusion(np.zeros(0, int), np.zeros(0, int), ["a"], tmp_path / "c.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -156,3 +163,110 @@ def test_missing_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UserError, match=r"pip install sslsv\[plots\]"):
         score_histogram(*HAND, tmp_path / "h.png")
+
+
+# ---------------------------------------------------------------------------- maps of embeddings
+
+
+def two_clusters(each=15, dim=8, seed=0):
+    """Directions near two axes, of any length."""
+    rng = np.random.default_rng(seed)
+    groups = np.repeat([0, 1], each)
+    points = np.eye(dim)[groups] + 0.05 * rng.standard_normal((2 * each, dim))
+    return (points * rng.uniform(0.1, 10, (2 * each, 1))).astype(np.float32), groups
+
+
+def test_a_map_is_the_same_each_time_and_parts_what_is_far():
+    points, groups = two_clusters()
+    places = tsne(points)
+    assert places.shape == (30, 2)
+    np.testing.assert_array_equal(places, tsne(points))
+    assert np.abs(places - tsne(points, seed=1)).max() > 1e-3
+    distances = np.linalg.norm(places[:, None] - places[None], axis=2)
+    same = groups[:, None] == groups[None]
+    assert distances[same].max() < distances[~same].min()
+
+
+def test_a_map_is_of_directions_and_not_of_lengths():
+    """Clusters that differ in length alone lie on each other: neighbours are of either."""
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((20, 6))
+    places = tsne(np.concatenate([points, 100 * points]))
+    distances = np.linalg.norm(places[:, None] - places[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    partner = (np.arange(40) + 20) % 40
+    assert np.mean(distances.argmin(axis=1) == partner) > 0.9
+
+
+def test_three_points_are_the_fewest_of_a_map(tmp_path):
+    assert tsne(np.eye(3)).shape == (3, 2)
+    for count in (0, 1, 2):
+        with pytest.raises(DataError, match=f"a map needs 3 embeddings or more, got {count}"):
+            embedding_map(np.ones((count, 4)), np.zeros(count, int), tmp_path / "map.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_map_has_a_look_for_each_group(tmp_path, figures):
+    count = len(COLOURS) + 3
+    points = np.random.default_rng(0).standard_normal((2 * count, 5))
+    groups = np.repeat(np.arange(count), 2)[::-1]
+    embedding_map(points, groups, tmp_path / "map.png", title="vox", plural="emotions")
+    assert is_picture(tmp_path / "map.png")
+    (axes,) = figures[0].axes
+    assert axes.get_title() == "vox"
+    assert axes.get_xlabel() == f"t-SNE of {2 * count} embeddings of {count} emotions"
+    places = tsne(points)
+    lines = axes.get_lines()
+    for group, line in enumerate(lines):
+        np.testing.assert_array_equal(line.get_xydata(), places[groups == group])
+    assert len({(line.get_marker(), line.get_color()) for line in lines}) == len(lines) == count
+
+
+def test_more_groups_than_looks_are_still_drawn(tmp_path, figures):
+    count = len(SHAPES) * len(COLOURS) + 3
+    points = np.random.default_rng(0).standard_normal((count, 3))
+    embedding_map(points, np.arange(count), tmp_path / "map.png")
+    assert len(figures[0].axes[0].get_lines()) == count
+
+
+# ------------------------------------------------------------------------------------ confusions
+
+
+def cells_of(axes):
+    """{(row, column): text}."""
+    return {(t.get_position()[1], t.get_position()[0]): t.get_text() for t in axes.texts}
+
+
+def test_a_confusion_shows_counts_and_shares_of_what_is_true(tmp_path, figures):
+    true, predicted = np.array([0, 0, 0, 3, 3]), np.array([0, 0, 2, 3, 0])
+    confusion(true, predicted, ["glad", "not met", "sad", "angry"], tmp_path / "c.png", "title")
+    assert is_picture(tmp_path / "c.png")
+    (axes,) = figures[0].axes
+    assert axes.get_title() == "title"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("taken for", "true")
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["glad", "sad", "angry"]
+    (image,) = axes.get_images()
+    expected = np.array([[2, 1, 0], [0, 0, 0], [1, 0, 1]])
+    shares = expected / [[3], [1], [2]]
+    np.testing.assert_allclose(image.get_array(), shares)
+    assert image.get_clim() == (0, 1)
+    assert cells_of(axes) == {(i, j): str(expected[i, j]) for i in range(3) for j in range(3)}
+
+
+def test_a_confusion_of_many_labels_shows_the_most_frequent_ones(tmp_path, figures):
+    """Code 0 is met least and left out; there is no room for counts."""
+    count = MOST_LABELS + 1
+    true = np.repeat(np.arange(count), np.append(1, np.full(count - 1, 2)))
+    names = [f"label {i}" for i in range(count)]
+    confusion(true, true, names, tmp_path / "c.png")
+    assert is_picture(tmp_path / "c.png")
+    (axes,) = figures[0].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == names[1:]
+    np.testing.assert_array_equal(axes.get_images()[0].get_array(), np.eye(MOST_LABELS))
+    assert not axes.texts
+
+
+def test_a_confusion_of_one_label(tmp_path):
+    confusion(np.zeros(3, int), np.zeros(3, int), ["only"], tmp_path / "c.png")
+    assert is_picture(tmp_path / "c.png")

@@ -1,0 +1,215 @@
+"""Every method of models/small trained on one small corpus under one budget, and evaluated.
+
+    python benchmarks/compare_methods.py --data ../shared/data
+    python benchmarks/compare_methods.py --data ../shared/data --seeds 1 2 3 simclr vicreg
+    python benchmarks/compare_methods.py --table
+
+The same encoder, epochs, batches, augmentation and learning rate for all; what is remembered or
+clustered is made to fit a thousand files (SIZES). Methods that need labels learn from train.csv,
+the others from pool.csv. A run that is there already is not made again, one that was stopped goes
+on, and each result is a line in docs/comparison.jsonl as soon as it is known. ``--table`` prints
+these lines as Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+# Before torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from sslsv.config import Config, load_config
+from sslsv.experiment import evaluate, train
+from sslsv.files import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "comparison.jsonl"
+LISTS = ("trials.txt", "trials_fsdd.txt", "trials_emodb.txt")
+PROJECTOR = ["method.projector_hidden_dim=512", "method.projector_output_dim=128"]
+MULTICROP = ["dataset.ssl_dino_local_count=2"]
+SSPS = [
+    "trainer.last_checkpoint=null",
+    "method.ssps.start_epoch={start}",
+    "method.ssps.pos_queue_size=1024",
+    "method.ssps.kmeans_nb_prototypes=250",
+]
+# Of a method whose memories, clusters or heads would not suit a thousand files.
+SIZES: dict[str, list[str]] = {
+    "barlow_twins": PROJECTOR,
+    "byol": [*PROJECTOR, "method.predictor_hidden_dim=512", "method.start_tau=0.99"],
+    "combiner": PROJECTOR,
+    "deepcluster": [*PROJECTOR, "method.nb_prototypes=[150,150,150]"],
+    "dino": [
+        *MULTICROP,
+        "method.local_count=2",
+        "method.head_hidden_dim=512",
+        "method.head_bottleneck_dim=64",
+        "method.head_output_dim=256",
+        "method.start_tau=0.99",
+        "method.teacher_temperature=0.02",
+        "method.teacher_temperature_warmup=0.02",
+    ],
+    "lim": PROJECTOR,
+    "moco": ["method.queue_size=512", "method.start_tau=0.99"],
+    "moco_margins": ["method.queue_size=512", "method.start_tau=0.99"],
+    "simclr_multiviews": MULTICROP,
+    "simclr_ssps": SSPS,
+    "simsiam": [
+        "method.projector_hidden_dim=512",
+        "method.projector_output_dim=512",
+        "method.pred_hidden_dim=128",
+    ],
+    "supervised": ["dataset.train=train.csv", "method.nb_classes=167"],
+    "swav": [
+        *PROJECTOR,
+        "method.nb_prototypes=200",
+        "method.queue_size=640",
+        "method.queue_start_epoch=5",
+    ],
+    "swav_ssps": [
+        *PROJECTOR,
+        *SSPS,
+        "method.nb_prototypes=200",
+        "method.queue_size=640",
+        "method.queue_start_epoch=5",
+    ],
+    "vibcreg": PROJECTOR,
+    "vicreg": PROJECTOR,
+    "vicreg_ssps": [*PROJECTOR, *SSPS],
+    "wmse": ["method.projector_hidden_dim=512"],
+}
+
+
+def main() -> None:
+    known = sorted(path.parent.name for path in (ROOT / "models" / "small").glob("*/config.yml"))
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help="all: " + ", ".join(known))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "comparison")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--base_dim", type=int, default=8, help="channels of the encoder")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="print the results, run nothing")
+    options = parser.parse_args()
+    if unknown := set(options.methods) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if options.table:
+        print(table(read_results(options.results)))
+        return
+    for seed in options.seeds:
+        for method in options.methods or known:
+            done = read_results(options.results)
+            if not any(same(line, method, seed, options) for line in done):
+                add(options.results, measure(method, seed, options, first=not done))
+
+
+def same(line: dict[str, Any], method: str, seed: int, options: argparse.Namespace) -> bool:
+    """Whether ``line`` is the result of this run."""
+    asked = {"method": method, "seed": seed, "epochs": options.epochs, "base_dim": options.base_dim}
+    return all(line[key] == value for key, value in asked.items())
+
+
+def settings(method: str, seed: int, options: argparse.Namespace) -> Config:
+    """Of one run."""
+    folder = options.runs / f"{method}_{options.base_dim}_{options.epochs}_{seed}"
+    common = [
+        f"run_dir={folder}",
+        f"seed={seed}",
+        f"encoder.base_dim={options.base_dim}",
+        "encoder.encoder_dim=256",
+        f"trainer.epochs={options.epochs}",
+        "trainer.batch_size=64",
+        f"dataset.base_path={options.data.resolve()}",
+        "dataset.train=pool.csv",
+        "dataset.wrap_length=64000",
+        f"evaluation.test.0.trials=[{','.join(LISTS)}]",
+    ]
+    sizes = [text.format(start=options.epochs * 3 // 4) for text in SIZES.get(method, [])]
+    return load_config(ROOT / "models" / "small" / method, [*common, *sizes])
+
+
+def measure(method: str, seed: int, options: argparse.Namespace, first: bool) -> dict[str, Any]:
+    """Train and evaluate; the first run also measures what nobody has trained."""
+    config = settings(method, seed, options)
+    assert config.run_dir is not None
+    train(config)
+    evaluate(config, baselines=first)
+    found = read_json(config.run_dir / "evaluation.json")
+    history = list(read_json(config.run_dir / "training.json").values())
+    timings = list(read_json(config.run_dir / "timings.json").values())
+    return {
+        "method": method,
+        "seed": seed,
+        "epochs": options.epochs,
+        "base_dim": options.base_dim,
+        "changed": SIZES.get(method, []),
+        "loss": [round(epoch["train/loss"], 4) for epoch in history],
+        "effective_rank": [round(epoch["train/effective_rank"], 2) for epoch in history],
+        "training_s": round(sum(epoch["training_seconds"] for epoch in timings)),
+        "results": {
+            key: value
+            for key, value in found.items()
+            if key.startswith(("test/", "untrained/", "mfcc/", "lists/"))
+        },
+    }
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def add(path: Path, line: dict[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:  # one write, so that two runs may share a file
+        file.write(json.dumps(line) + "\n")
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each method and budget, best EER on the first list first."""
+    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault((line["method"], line["epochs"], line["base_dim"]), []).append(line)
+    rows = []
+    for (method, epochs, base_dim), runs in groups.items():
+        cells = [_cell([run["results"] for run in runs], "test", name) for name in LISTS]
+        minutes = statistics.mean(run["training_s"] for run in runs) / 60
+        place = statistics.mean(_eer(run["results"], "test", LISTS[0]) for run in runs)
+        rows.append(
+            (place, [method, f"{epochs} x {base_dim}", str(len(runs)), *cells, f"{minutes:.0f}"])
+        )
+    for system in ("untrained", "mfcc"):
+        found = [
+            x["results"] for x in lines if f"{system}/sv_cosine/{LISTS[0]}/eer" in x["results"]
+        ]
+        if found:
+            cells = [_cell(found[:1], system, name) for name in LISTS]
+            rows.append((_eer(found[0], system, LISTS[0]), [f"*{system}*", "", "", *cells, ""]))
+    heads = ["method", "epochs x channels", "seeds", *LISTS, "min"]
+    text = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3), *(cells for _, cells in sorted(rows))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in text)
+
+
+def _eer(results: dict[str, float], system: str, name: str) -> float:
+    return results[f"{system}/sv_cosine/{name}/eer"]
+
+
+def _cell(runs: Iterable[dict[str, float]], system: str, name: str) -> str:
+    """Of one run its interval, of several their standard deviation."""
+    runs = list(runs)
+    values = [_eer(run, system, name) for run in runs]
+    if len(values) > 1:
+        return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+    low, high = (runs[0][f"{system}/sv_cosine/{name}/eer_{end}"] for end in ("low", "high"))
+    return f"{values[0]:.2f} [{low:.1f}, {high:.1f}]"
+
+
+if __name__ == "__main__":
+    main()
