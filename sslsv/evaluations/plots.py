@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", "-.", ":")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X")
+LEAST_OF_A_MAP = 3  # embeddings
 MOST_LABELS = 60  # of a confusion matrix
 # Per cent. The first ones matter most: a tick is left out where its label would touch one of them.
 TICKS = (0.001, 0.01, 0.1, 1, 10, 50, 90, 99, 5, 20, 80, 95, 2, 40, 60, 0.5, 0.2, 30, 70)
@@ -186,8 +187,8 @@ def tsne(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
     from sklearn.manifold import TSNE
 
     count = len(embeddings)
-    if count < 3:
-        raise DataError(f"a map needs 3 embeddings or more, got {count}")
+    if count < LEAST_OF_A_MAP:
+        raise DataError(f"a map needs {LEAST_OF_A_MAP} embeddings or more, got {count}")
     perplexity = min(30.0, (count - 1) / 3)
     how = {"metric": "cosine", "init": "random", "random_state": seed}
     return TSNE(perplexity=perplexity, **how).fit_transform(np.asarray(embeddings, np.float64))

@@ -54,7 +54,7 @@ class Lists:
         for trials in lists:
             name = trials.name
             try:
-                self._speakers[name] = bootstrap.speaker_codes(trials, known)
+                self._speakers[name] = bootstrap.speaker_codes(trials, _with_models(known, trials))
             except DataError as error:
                 if known is not None:
                     raise
@@ -86,6 +86,14 @@ class Lists:
                 continue
             found |= {f"{scored.prefix}/{name}": bar for name, bar in intervals.items()}
         return found
+
+
+def _with_models(known: dict[str, str] | None, trials: Trials) -> dict[str, str] | None:
+    """Enrolment ids are of the speaker of their first file, unless they are listed themselves."""
+    if known is None:
+        return None
+    of_ids = {id_: known[files[0]] for id_, files in trials.models.items() if files[0] in known}
+    return of_ids | known
 
 
 def save(
@@ -168,6 +176,8 @@ def plot(run_dir: Path, results: Mapping[str, Result]) -> None:
         histogram = folder / f"scores_{file}"
         plots.score_histogram(scored.scores, scored.trials.labels, histogram, threshold, title)
     for name, points in trained.maps.items():
+        if len(points.embeddings) < plots.LEAST_OF_A_MAP:
+            continue
         path = folder / f"map_{_file_name(name)}.png"
         plots.embedding_map(points.embeddings, points.groups, path, title=name.partition("/")[2])
     for name, p in trained.predictions.items():

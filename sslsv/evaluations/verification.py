@@ -69,6 +69,8 @@ class SVConfig(TaskConfig):
             if not 0 < prior < 1:
                 name = "mindcf_priors" if prior in self.mindcf_priors else "mindcf_p_target"
                 raise ConfigError(f"{name}: must be between 0 and 1, got {prior}")
+        if len(set(self.measured())) < len(self.measured()):
+            raise ConfigError("metrics, mindcf_priors: give none twice")
         for name in ("mindcf_c_miss", "mindcf_c_fa"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}: must be positive, got {getattr(self, name)}")
@@ -170,6 +172,11 @@ class Verification(Task):
         if config.fits:
             rows = self._read("fit_on") if config.fit_on else self._training_list(train)
             self.fit_list = FitList(rows, config.fits_speakers)
+            if config.lda_dim and config.lda_dim >= self.fit_list.speakers:
+                raise ConfigError(
+                    f"lda_dim: {config.lda_dim} directions need more speakers than the "
+                    f"{self.fit_list.speakers} of {self.fit_list.path}; lower it"
+                )
 
     def _read(self, key: str, label_key: str | None = None) -> Manifest:
         """The list that the field ``key`` of the config names."""

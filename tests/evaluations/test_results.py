@@ -88,6 +88,15 @@ def test_without_a_csv_speakers_are_what_target_trials_join(tmp_path: Path) -> N
     assert named.facts["list"].hash == listed_hash(trials)
 
 
+def test_an_enrolment_id_is_of_the_speaker_of_its_files(tmp_path: Path) -> None:
+    pairs = [("ida", "a1.wav"), ("ida", "b1.wav"), ("idb", "b2.wav"), ("idb", "c2.wav")]
+    models = {"ida": ("a0.wav", "a2.wav"), "idb": ("b0.wav",)}
+    labels = np.array([True, False, True, False])
+    trials = make_trials("list", [a for a, _ in pairs], [b for _, b in pairs], labels, models)
+    csv = write_speakers(tmp_path / "who.csv")
+    assert lists_of(trials, base_path=tmp_path, speakers=csv).facts["list"].speakers == 3
+
+
 def test_every_list_has_facts_of_its_own() -> None:
     other = trials_of("folder/list", PAIRS[::2])
     facts = lists_of(TRIALS, other, TRIALS).facts
@@ -278,6 +287,12 @@ def test_results_of_another_checkpoint_do_not_stay(tmp_path: Path, now: dict[str
     measured = {"trained": Result(metrics={"sv_cosine/list/eer": 9.0})}
     save(tmp_path, measured, {"trained": {}}, lists_of(), now, earlier)
     assert saved(tmp_path) == {**now, "mfcc/x/list/eer": 2.0, "test/sv_cosine/list/eer": 9.0}
+
+
+def test_two_embeddings_make_no_map(tmp_path: Path) -> None:
+    few = Map(np.eye(2), np.arange(2))
+    plot(tmp_path, {"trained": Result(maps={"sv_cosine/list": few})})
+    assert not list(tmp_path.rglob("*.png"))
 
 
 def test_scores_measures_predictions_and_backends_have_a_file_each(tmp_path: Path) -> None:

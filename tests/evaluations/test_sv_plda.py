@@ -385,7 +385,7 @@ def whole(base: Path) -> dict[str, float]:
 def refused(base: Path) -> str:
     """What a process says of a list that the main process cannot fit to."""
     try:
-        make_task(base, transforms=["lda"], lda_dim=TRAINED).run(embed, CPU)
+        make_task(base, transforms=["whitening"], whitening_dim=DIM + 1).run(embed, CPU)
     except DataError as error:
         return str(error)
     return ""
@@ -405,7 +405,7 @@ def test_two_processes_find_what_one_does(base: Path, tmp_path: Path) -> None:
     assert found[0] == found[1]
     assert found[0]["metrics"] == pytest.approx(whole(base), rel=1e-6)
     assert found[0]["refused"] == refused(base)
-    assert f"LDA to dimension {TRAINED} is not possible" in found[0]["refused"]
+    assert f"whitening to dimension {DIM + 1} is not possible" in found[0]["refused"]
 
 
 # ---------------------------------------------------------------------------------------- refusals

@@ -399,6 +399,7 @@ def test_lists_of_one_name_in_two_folders_are_told_apart(base: Path, tmp_path: P
     ("fields", "message"),
     [
         ({"whitening_dim": 0, "transforms": ["whitening"]}, "whitening_dim: must be at least 1, "),
+        ({"mindcf_priors": [0.5, 0.5000000001]}, "metrics, mindcf_priors: give none twice"),
         ({"lda_dim": -1, "transforms": ["lda"]}, "lda_dim: must be at least 1, got -1"),
         (
             {"whitening_dim": 4, "transforms": ["zca", "lda"]},
@@ -472,6 +473,15 @@ def test_a_missing_list_is_told_at_once(base: Path) -> None:
     )
     with pytest.raises(DataError, match=r"none\.csv: training list not found"):
         make_task(base, train="none.csv", transforms=["mean"])
+
+
+def test_lda_to_as_many_directions_as_speakers_is_refused_at_once(
+    base: Path, tmp_path: Path
+) -> None:
+    fit_on = write_list(tmp_path / "short.csv", NAMES[:5])
+    make_task(base, fit_on=fit_on, transforms=["lda"], lda_dim=1)
+    with pytest.raises(ConfigError, match="lda_dim: 2 directions need more speakers than the 2 of"):
+        make_task(base, fit_on=fit_on, transforms=["lda"], lda_dim=2)
 
 
 @pytest.mark.parametrize(
