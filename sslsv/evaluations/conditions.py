@@ -434,9 +434,9 @@ def split_conditions(
 
 
 def format_conditions(results: Mapping[str, Mapping[str, float]], metric: str = "eer") -> str:
-    """``{system: metrics}`` -> EER in %, a row for each condition, a column for each list and
-    system; empty where nothing was measured under conditions."""
-    columns: dict[tuple[str, str], dict[str, float]] = {}  # by list and system, then condition
+    """``{system: metrics}`` -> EER in %, a row for each list and system, a column for each
+    condition; empty where nothing was measured under conditions."""
+    rows: dict[tuple[str, str], dict[str, float]] = {}  # by list and system, then condition
     conditions = [CLEAN]
     for system, metrics in results.items():
         plain, stressed = split_conditions(metrics)
@@ -446,19 +446,18 @@ def format_conditions(results: Mapping[str, Mapping[str, float]], metric: str = 
             for name, value in values.items():
                 place, _, kind = name.rpartition("/")
                 if kind == metric and any(name in measured for measured in stressed.values()):
-                    columns.setdefault((place, system), {})[condition] = value
-    if not columns:
+                    rows.setdefault((place, system), {})[condition] = value
+    if not rows:
         return ""
-    several = len({system for _, system in columns}) > 1
-    heads = [f"{place} {system}" if several else place for place, system in columns]
-    rows = [["EER (%)", *heads]]
-    for condition in conditions:
-        found = [column.get(condition) for column in columns.values()]
-        rows.append([condition, *("-" if value is None else f"{value:.2f}" for value in found)])
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    table = [["EER (%)", "system", *conditions]]
+    for (place, system), found in rows.items():
+        cells = [f"{found[name]:.2f}" if name in found else "-" for name in conditions]
+        table.append([place, system, *cells])
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     lines = []
-    for first, *rest in rows:
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
+    for row in table:
+        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join([*left, *right]))
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)

@@ -507,14 +507,13 @@ def test_metrics_are_told_apart_by_condition() -> None:
 
 def test_one_table_has_a_row_for_each_condition() -> None:
     assert format_conditions(RESULTS) == (
-        "EER (%)          sv_cosine/a/b.txt  sv_cosine_s-norm/a/b.txt\n"
-        "---------------  -----------------  ------------------------\n"
-        "clean                         3.00                      2.00\n"
-        "telephone+mulaw              14.26                         -\n"
-        "mulaw                            -                      5.00"
+        "EER (%)                   system   clean  telephone+mulaw  mulaw\n"
+        "------------------------  -------  -----  ---------------  -----\n"
+        "sv_cosine/a/b.txt         trained   3.00            14.26      -\n"
+        "sv_cosine_s-norm/a/b.txt  trained   2.00                -   5.00"
     )
     several = format_conditions(RESULTS | {"mfcc": {"x/l/eer": 1.0, "x@mulaw/l/eer": 2.0}})
-    assert several.splitlines()[0].split()[-2:] == ["x/l", "mfcc"]
+    assert several.splitlines()[-1].split() == ["x/l", "mfcc", "1.00", "-", "2.00"]
     assert format_conditions({"trained": {"sv_cosine/list/eer": 3.0}}) == ""
 
 
@@ -540,7 +539,7 @@ def test_evaluate_measures_and_shows_every_condition(
     evaluate: Evaluate, config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = evaluate()
-    assert "EER (%)  sv" not in capsys.readouterr().out
+    assert "telephone" not in capsys.readouterr().out
     found = evaluate("evaluation.conditions=[clean,snr--10db,telephone]")
     out = capsys.readouterr().out
     assert plain.items() <= found.items()
@@ -549,10 +548,12 @@ def test_evaluate_measures_and_shows_every_condition(
         clean = found[f"test/sv_cosine/trials/{metric}"]
         assert found["test/" + name.format("clean", metric)] == clean
     assert "@" not in out
+    conditions = ("clean", "snr--10db", "telephone")
+    eers = [found["test/" + name.format(condition, "eer")] for condition in conditions]
     rows = [line.split() for line in out.splitlines()]
-    for condition in ("clean", "snr--10db", "telephone"):
-        eer = found["test/" + name.format(condition, "eer")]
-        assert [condition, f"{eer:.2f}"] in rows
+    assert ["EER", "(%)", "system", *conditions] in rows
+    assert ["sv_cosine/trials", "trained", *(f"{eer:.2f}" for eer in eers)] in rows
+    for condition in conditions:
         file = config_file.parent / f"scores/trained_sv_cosine@{condition}_trials.txt"
         assert file.exists() == (condition != "clean")
 
