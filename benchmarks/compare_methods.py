@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterable
@@ -38,6 +39,12 @@ SSPS = [
     "method.ssps.start_epoch={start}",
     "method.ssps.pos_queue_size=1024",
     "method.ssps.kmeans_nb_prototypes=250",
+]
+SWAV = [
+    "method.nb_prototypes=80",
+    "method.sk_epsilon=0.02",
+    "method.queue_size=640",
+    "method.queue_start_epoch=5",
 ]
 # Of a method whose memories, clusters or heads would not suit a thousand files.
 SIZES: dict[str, list[str]] = {
@@ -65,20 +72,13 @@ SIZES: dict[str, list[str]] = {
         "method.projector_output_dim=512",
         "method.pred_hidden_dim=128",
     ],
-    "supervised": ["dataset.train=train.csv", "method.nb_classes=167"],
-    "swav": [
-        *PROJECTOR,
-        "method.nb_prototypes=200",
-        "method.queue_size=640",
-        "method.queue_start_epoch=5",
+    "supervised": [  # as many steps on its smaller list
+        "dataset.train=train.csv",
+        "method.nb_classes=167",
+        "trainer.epochs={supervised}",
     ],
-    "swav_ssps": [
-        *PROJECTOR,
-        *SSPS,
-        "method.nb_prototypes=200",
-        "method.queue_size=640",
-        "method.queue_start_epoch=5",
-    ],
+    "swav": [*PROJECTOR, *SWAV],
+    "swav_ssps": [*PROJECTOR, *SSPS, *SWAV],
     "vibcreg": PROJECTOR,
     "vicreg": PROJECTOR,
     "vicreg_ssps": [*PROJECTOR, *SSPS],
@@ -111,8 +111,9 @@ def main() -> None:
 
 
 def same(line: dict[str, Any], method: str, seed: int, options: argparse.Namespace) -> bool:
-    """Whether ``line`` is the result of this run."""
+    """Whether ``line`` is the result of this run, with the sizes as they are now."""
     asked = {"method": method, "seed": seed, "epochs": options.epochs, "base_dim": options.base_dim}
+    asked["changed"] = sizes_of(method, options.epochs)
     return all(line[key] == value for key, value in asked.items())
 
 
@@ -131,8 +132,14 @@ def settings(method: str, seed: int, options: argparse.Namespace) -> Config:
         "dataset.wrap_length=64000",
         f"evaluation.test.0.trials=[{','.join(LISTS)}]",
     ]
-    sizes = [text.format(start=options.epochs * 3 // 4) for text in SIZES.get(method, [])]
+    sizes = sizes_of(method, options.epochs)
     return load_config(ROOT / "models" / "small" / method, [*common, *sizes])
+
+
+def sizes_of(method: str, epochs: int) -> list[str]:
+    """What of SIZES depends on the budget is filled in."""
+    known = {"start": epochs * 3 // 4, "supervised": math.ceil(epochs * 1070 / 617)}
+    return [text.format(**known) for text in SIZES.get(method, [])]
 
 
 def measure(method: str, seed: int, options: argparse.Namespace, first: bool) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def measure(method: str, seed: int, options: argparse.Namespace, first: bool) ->
         "seed": seed,
         "epochs": options.epochs,
         "base_dim": options.base_dim,
-        "changed": SIZES.get(method, []),
+        "changed": sizes_of(method, options.epochs),
         "loss": [round(epoch["train/loss"], 4) for epoch in history],
         "effective_rank": [round(epoch["train/effective_rank"], 2) for epoch in history],
         "training_s": round(sum(epoch["training_seconds"] for epoch in timings)),

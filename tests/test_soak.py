@@ -44,8 +44,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "moco_margins": {"enable_projector": False, "queue_size": 1024, "loss": MARGIN},
     "simclr_multiviews": {"enable_projector": False, "loss": MARGIN},
     "deepcluster": {**PROJECTOR, "nb_prototypes": [150, 150, 150]},
-    "swav": {**PROJECTOR, "nb_prototypes": 300, "queue_size": 1280, "queue_start_epoch": 2},
-    # So few voices and steps ask for fewer prototypes, a faster teacher and sharper targets.
+    # So few voices and steps ask for fewer prototypes, sharper targets and a faster teacher.
+    "swav": {
+        **PROJECTOR,
+        "nb_prototypes": 120,
+        "sk_epsilon": 0.02,
+        "queue_size": 1280,
+        "queue_start_epoch": 2,
+    },
     "dino": {
         "local_count": 2,
         "head_hidden_dim": 512,
@@ -57,7 +63,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "supervised": {"nb_classes": 120},
 }
-EPOCHS = {"byol": 10, "simsiam": 10, "cpc": 10, "swav": 10, "dino": 7}  # 5 elsewhere
+EPOCHS = {"byol": 10, "simsiam": 10, "cpc": 10, "dino": 7}  # 5 elsewhere
 BATCHES = {"dino": 32}  # 64 elsewhere
 
 

@@ -36,7 +36,7 @@ from sslsv.interrupt import Interrupted, StopRequest, marker
 from sslsv.methods.base import Method
 from sslsv.methods.memory import RowMemory
 from sslsv.registry import METHODS
-from sslsv.trainer import checkpoint
+from sslsv.trainer import checkpoint, saving
 from sslsv.trainer import trainer as engine
 from sslsv.trainer.averaging import average_epochs
 from sslsv.trainer.config import TrainerConfig
@@ -823,7 +823,8 @@ def test_random_numbers_go_on_within_an_epoch(make_trainer):
 def test_checkpoints_within_an_epoch_come_when_their_time_has_come(make_trainer, monkeypatch):
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr(engine, "time", clock)
+    for module in (engine, saving):
+        monkeypatch.setattr(module, "time", clock)
     trainer = make_trainer(epochs=2, checkpoint_every_minutes=1.5)
     written: list[int] = []
     plain = checkpoint.save_latest
