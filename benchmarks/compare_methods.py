@@ -97,11 +97,15 @@ def main() -> None:
     parser.add_argument("--base_dim", type=int, default=8, help="channels of the encoder")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the results, run nothing")
+    parser.add_argument("--curves", type=Path, metavar="FILE.png", help="draw the losses of runs")
     options = parser.parse_args()
     if unknown := set(options.methods) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    if options.table:
-        print(table(read_results(options.results)))
+    if options.table or options.curves:
+        if options.table:
+            print(table(read_results(options.results)))
+        if options.curves:
+            draw(read_results(options.results), options.curves)
         return
     for seed in options.seeds:
         for method in options.methods or known:
@@ -202,6 +206,28 @@ def table(lines: list[dict[str, Any]]) -> str:
     heads = ["method", "epochs x channels", "seeds", *LISTS, "min"]
     text = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3), *(cells for _, cells in sorted(rows))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in text)
+
+
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
+    """Training loss and effective rank of the embeddings by epoch, a small picture a run."""
+    from matplotlib.figure import Figure
+
+    columns = 5
+    rows = math.ceil(len(lines) / columns)
+    figure = Figure(figsize=(2.4 * columns, 1.9 * rows), dpi=120, layout="constrained")
+    for place, line in enumerate(sorted(lines, key=lambda x: (x["method"], x["seed"])), 1):
+        axes = figure.add_subplot(rows, columns, place)
+        epochs = range(1, len(line["loss"]) + 1)
+        axes.plot(epochs, line["loss"], color="#0072B2")
+        axes.set_title(f"{line['method']}, seed {line['seed']}", fontsize=8)
+        axes.tick_params(labelsize=6, axis="y", labelcolor="#0072B2")
+        axes.tick_params(labelsize=6, axis="x")
+        rank = axes.twinx()
+        rank.plot(epochs, line["effective_rank"], color="#D55E00", linestyle="--")
+        rank.tick_params(labelsize=6, labelcolor="#D55E00")
+    figure.supxlabel("epoch; solid: training loss, dashed: effective rank", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 def _eer(results: dict[str, float], system: str, name: str) -> float:
