@@ -1,6 +1,7 @@
 # make demo   synthetic speech -> train -> evaluate; sets everything up first
 # make test   lint, types, all tests; sets everything up first
 # make soak   the proofs that take long
+# make docs   the documentation as a web site, in site/
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,7 +14,7 @@ DEMO_SIZE ?=# options of prepare_demo.py, such as --train_voices 40
 DEMO_SET ?=# settings of the training, such as trainer.epochs=1 run_dir=runs/short
 PYTEST ?=# options of pytest, such as -k config
 
-.PHONY: demo test lint soak clean
+.PHONY: demo test lint soak docs clean
 
 demo: $(READY)
 	$(PY) tools/prepare_data/prepare_demo.py $(DEMO_DATA) $(DEMO_SIZE)
@@ -31,6 +32,11 @@ lint: $(READY)
 soak: $(READY)
 	$(PY) -m pytest -m soak $(PYTEST)
 
+docs: $(READY)
+	$(PY) -m pip install --disable-pip-version-check -q -e ".[docs]"
+	$(PY) tools/make_config_reference.py --check
+	$(PY) -m mkdocs build --strict
+
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "error: Python 3.10 to 3.13 is needed; run 'make PYTHON=python3.12 ...'"; exit 2; }
@@ -39,4 +45,4 @@ $(READY): requirements.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -54,8 +54,8 @@ class AugmentationConfig:
     musan_speech_snr: tuple[float, float] = (13, 20)  # dB
     musan_music_snr: tuple[float, float] = (5, 15)  # dB
     musan_noise_num: tuple[int, int] = (1, 1)  # files mixed when noise is drawn, both ends included
-    musan_speech_num: tuple[int, int] = (1, 1)
-    musan_music_num: tuple[int, int] = (1, 1)
+    musan_speech_num: tuple[int, int] = (1, 1)  # likewise of talkers
+    musan_music_num: tuple[int, int] = (1, 1)  # likewise of music
     # Factors such as [0.9, 1.0, 1.1], one drawn for each sample: another speed is another voice, so
     # all augmented views of a sample get the same, and its label stays. null: speed is left alone.
     speed_perturb: list[float] | None = None

@@ -23,7 +23,7 @@ class EncoderConfig:
     extract_mel_features: bool = True  # log-mel front-end; false: the encoder sees the waveform
     mel_n_mels: int = 40  # mel bands
     mel_n_fft: int = 512  # samples of one Fourier transform
-    mel_win_fn: Literal["hamming", "hann"] = "hamming"
+    mel_win_fn: Literal["hamming", "hann"] = "hamming"  # window of the spectrogram
     mel_win_length: int = 400  # samples of one analysis window
     mel_hop_length: int = 160  # samples from one frame to the next
     mel_sample_rate: int = 16000  # Hz

@@ -23,7 +23,9 @@ class ECAPATDNNConfig(EncoderConfig):
     joined outputs (MFA), and each between for an SE-Res2Net block."""
 
     pooling: bool = True  # false: a sequence (B, D, F) for methods such as CPC
-    channels: list[int] = field(default_factory=lambda: [512, 512, 512, 512, 1536])
+    channels: list[int] = field(  # of each convolution, the last one before pooling
+        default_factory=lambda: [512, 512, 512, 512, 1536]
+    )
     kernel_sizes: list[int] = field(default_factory=lambda: [5, 3, 3, 3, 1])  # frames
     dilations: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 1])  # frames
     groups: list[int] = field(default_factory=lambda: [1, 1, 1, 1, 1])  # not of the Res2Net part

@@ -35,9 +35,9 @@ class LogInstanceNorm(nn.Module):
 class SpecAugmentConfig:
     """Section ``encoder.spec_augment``: bands and stretches that training does not see."""
 
-    time_masks: int = 2
+    time_masks: int = 2  # how many
     time_width: int = 10  # frames, the widest; a width is drawn evenly from 0
-    frequency_masks: int = 2
+    frequency_masks: int = 2  # how many
     frequency_width: int = 6  # mel bands, the widest
 
     def __post_init__(self) -> None:

@@ -46,7 +46,9 @@ class SVConfig(TaskConfig):
     whitening_dim: int | None = None  # principal components that whitening keeps; null: all
     lda_dim: int | None = None  # directions that lda keeps; null: all, min(D, speakers - 1)
     fit_on: str | None = None  # labelled list they are fitted on; null: what the run trains on
-    metrics: list[Metric] = field(default_factory=lambda: ["eer", "mindcf"])
+    metrics: list[Metric] = field(  # of docs/evaluation.md
+        default_factory=lambda: ["eer", "mindcf"]
+    )
     mindcf_p_target: float = 0.01  # prior of a target trial
     mindcf_c_miss: float = 1.0  # cost of rejecting a target
     mindcf_c_fa: float = 1.0  # cost of accepting a non-target

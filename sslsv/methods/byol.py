@@ -21,7 +21,7 @@ class BYOLConfig(MomentumConfig, SiameseConfig):
     start_tau: float = 0.996  # tau_base of the paper
     projector_hidden_dim: int = 4096
     projector_output_dim: int = 256
-    predictor_hidden_dim: int = 4096
+    predictor_hidden_dim: int = 4096  # width of the predictor
 
     def __post_init__(self) -> None:
         MomentumConfig.__post_init__(self)

@@ -33,8 +33,8 @@ _DEFAULTS: dict[str, dict[str, float]] = {
 class LossConfig:
     """An entry of ``Y_losses`` or ``Z_losses``; hyper-parameters belong to one type each."""
 
-    type: Literal["infonce", "vicreg", "barlowtwins"]
-    weight: float = 1.0
+    type: Literal["infonce", "vicreg", "barlowtwins"]  # which loss
+    weight: float = 1.0  # in the sum of losses
     temperature: float | None = None  # infonce: 0.2 where not given
     inv_weight: float | None = None  # vicreg: 1
     var_weight: float | None = None  # vicreg: 1

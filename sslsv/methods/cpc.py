@@ -24,7 +24,7 @@ class CPCConfig(MethodConfig):
     bidirectional: bool = False  # also predict the past, from audio that runs backwards
     nb_t_to_predict: int = 4  # K, frames of the encoder
     aggregator_type: Literal["gru", "lstm"] = "gru"  # g_ar
-    aggregator_nb_layers: int = 1
+    aggregator_nb_layers: int = 1  # of the recurrent network
     aggregator_dim: int = 256  # size of the context c_t, which is the embedding
     target: Literal["same_view", "other_view"] = "other_view"  # whose last K frames are predicted
 

@@ -23,9 +23,9 @@ from sslsv.registry import register_method
 class DeepClusterConfig(SiameseConfig):
     projector_hidden_dim: int = 2048
     projector_output_dim: int = 128
-    temperature: float = 0.1
+    temperature: float = 0.1  # tau
     nb_prototypes: list[int] = field(default_factory=lambda: [3000, 3000, 3000])  # of each set
-    kmeans_nb_iters: int = 10
+    kmeans_nb_iters: int = 10  # of each clustering
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,15 +30,15 @@ class DINOConfig(MomentumConfig):
     local_count: int = 4  # short views
     start_tau: float = 0.996  # lambda of the paper
     enable_projector: bool = True  # false: the loss compares the embeddings' dimensions
-    head_hidden_dim: int = 2048
-    head_bottleneck_dim: int = 256
+    head_hidden_dim: int = 2048  # width of the head's first two layers
+    head_bottleneck_dim: int = 256  # of the features before the last layer
     head_output_dim: int = 65536  # K
     freeze_last_layer: int = 1  # first epochs, in which the last layer stays as it is
     clip_grad: float = 3.0  # largest norm of the gradient of each tensor; 0: no limit
     student_temperature: float = 0.1  # tau_s
     teacher_temperature: float = 0.04  # tau_t; 1: no sharpening
     teacher_temperature_warmup: float = 0.04  # in the first epoch, from where it rises
-    teacher_temperature_warmup_epochs: int = 10
+    teacher_temperature_warmup_epochs: int = 10  # in which it rises evenly
     centering: bool = True  # false: the teacher's outputs are not centred
 
     def __post_init__(self) -> None:

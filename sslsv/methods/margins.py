@@ -44,7 +44,7 @@ class MarginConfig:
         "nt-xent-curricularface",
         "nt-xent-magface",
         "nt-xent-adaface",
-    ] = "nt-xent"
+    ] = "nt-xent"  # which margin there is, if any
     symmetric: bool = True  # both views are anchors; false: only the first
     scale: float = 1 / 0.03  # s, inverse of a temperature
     margin: float = 0.1  # m: of a cosine (CosFace), in radians, or times the angle (SphereFace)

@@ -17,8 +17,8 @@ from sslsv.methods.heads import projector
 @dataclass(kw_only=True)
 class SiameseConfig(MethodConfig):
     enable_projector: bool = True  # false: the loss sees the embeddings themselves
-    projector_hidden_dim: int = 8192
-    projector_output_dim: int = 8192
+    projector_hidden_dim: int = 8192  # width of the projector
+    projector_output_dim: int = 8192  # of what the loss compares
     projector_layers: int = 3  # linear ones; SimCLR, MoCo v2 and BYOL have 2 in their papers
 
     def __post_init__(self) -> None:

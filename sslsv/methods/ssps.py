@@ -29,13 +29,13 @@ class SSPSConfig:
     sampling: Literal["knn", "kmeans", "kmeans-repr"] = "kmeans-repr"  # see SSPS
     pos_queue_size: int = 50000  # Q, latest utterances whose positives are kept
     kmeans_nb_prototypes: int = 50000  # K
-    kmeans_nb_iters: int = 10
+    kmeans_nb_iters: int = 10  # of each clustering
     inter_sampling_size: int = 0  # M, nearest other clusters to draw from; 0: the own cluster
     inter_sampling_prob_fn: Law = "uniform"  # exp: weight e^(-lambda · rank), nearest first
-    inter_sampling_prob_exp_lambda: float = 0.7
+    inter_sampling_prob_exp_lambda: float = 0.7  # of exp
     intra_sampling_size: int = 10_000_000  # closest utterances (of a cluster) to draw from
-    intra_sampling_prob_fn: Law = "uniform"
-    intra_sampling_prob_exp_lambda: float = 0.7
+    intra_sampling_prob_fn: Law = "uniform"  # likewise, closest first
+    intra_sampling_prob_exp_lambda: float = 0.7  # of exp
     metric_columns: list[str] = field(default_factory=list)  # of the list, such as Speaker, Video
     verbose: bool = False  # say each epoch how well the clusters fit
 

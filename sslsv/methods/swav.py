@@ -27,7 +27,7 @@ class SwAVConfig(SiameseConfig):
     projector_output_dim: int = 128
     temperature: float = 0.1  # tau
     nb_prototypes: int = 3000  # K
-    sk_nb_iters: int = 3
+    sk_nb_iters: int = 3  # of Sinkhorn-Knopp
     sk_epsilon: float = 0.05  # epsilon, weight of the entropy
     queue_size: int = 3840  # earlier embeddings of each view that are assigned too; 0: none
     queue_start_epoch: int = 15  # epochs without the queue

@@ -26,7 +26,7 @@ class TrainerConfig:
     learning_rate_sched: ScheduleName = "default"  # x 0.95 each 5 epochs, or half a cosine
     learning_rate_min: float = 1e-5  # where a cosine ends
     learning_rate_warmup: int = 10  # epochs, for warmup+cosine
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # of the optimiser; at the start, where it has a schedule
     weight_decay_end: float | None = None  # where half a cosine from weight_decay ends
     weight_decay_all: bool = True  # false: biases and parameters of norms are not decayed
     optimizer: Literal["adam", "sgd", "adamw", "lars"] = "adam"  # sgd, lars have momentum 0.9
@@ -46,7 +46,7 @@ class TrainerConfig:
         None  # null: as `wandb online` set
     )
     wandb_id: str | None = None  # of a run of wandb to go on with
-    wandb_project: str = "sslsv"
+    wandb_project: str = "sslsv"  # its name there
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience", "accumulation"):
