@@ -364,6 +364,60 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(format_report(compare(**vars(arguments))))
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "runs",
+        metavar="RUN_DIR",
+        type=Path,
+        nargs="+",
+        help="folder of a run; one without training.json and evaluation.json is refused, and a "
+        "part of the page whose files are missing is left out with a sentence there",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="page to write"
+    )
+    parser.add_argument(
+        "--embeddings",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="NPZ",
+        help="files of 'sslsv embed' to draw maps of; where none is given, what evaluate kept in "
+        "the runs' cache/, if it is of one checkpoint and condition",
+    )
+    parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="CSV",
+        help="columns File and others, such as Speaker, to colour maps by; the first folder of "
+        "the path where none is given",
+    )
+    parser.add_argument(
+        "--audio",
+        type=Path,
+        metavar="BASE_PATH",
+        help="folder of the audio, to make the hardest pairs playable: the first 3 s of each file "
+        "go into the page",
+    )
+    parser.add_argument(
+        "--audio_mb",
+        type=float,
+        default=20.0,
+        metavar="MB",
+        help="size of all clips; hardest pairs first",
+    )
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from sslsv.report import report
+
+    a = arguments
+    left_out = report(a.runs, a.out, a.embeddings, a.labels, a.audio, a.audio_mb)
+    for sentence in left_out:
+        print(f"note: {sentence}")
+    print(f"{a.out}: {a.out.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
 COMMANDS = {
     "train": Command(
         "Train a model, or go on where the last run in its folder stopped.",
@@ -400,6 +454,12 @@ COMMANDS = {
         "sslsv compare runs/simclr runs/moco --metric eer",
         _add_compare,
         _compare,
+    ),
+    "report": Command(
+        "Write what runs found as one HTML page.",
+        "sslsv report runs/simclr runs/moco --out report.html",
+        _add_report,
+        _report,
     ),
     "export": Command(
         "Write a trained model as one file for other programs.",
