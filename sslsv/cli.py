@@ -418,6 +418,53 @@ def _report(arguments: argparse.Namespace) -> None:
     print(f"{a.out}: {a.out.stat().st_size / 1e6:.1f} MB; open it in a browser")
 
 
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder",
+        metavar="FOLDER",
+        type=Path,
+        nargs="?",
+        default=Path("models"),
+        help="runs are looked for in it and below",
+    )
+    parser.add_argument(
+        "--list",
+        nargs="+",
+        default=[],
+        dest="lists",
+        metavar="NAME",
+        help="lists of trials to show; where none is given, of each run the first one it was "
+        "tested on",
+    )
+    parser.add_argument(
+        "--format", choices=["markdown", "json"], default="markdown", help="of the table"
+    )
+    parser.add_argument(
+        "--readme",
+        type=Path,
+        metavar="FILE",
+        help="instead write the tables of FOLDER/published.yml between the markers "
+        "'results:begin NAME' and 'results:end' of this file",
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="with --readme: write nothing, and end with 2 where something would change",
+    )
+
+
+def _results(arguments: argparse.Namespace) -> None:
+    from sslsv.results_table import results, update_readme
+
+    a = arguments
+    if a.check and a.readme is None:
+        raise UserError("--check: needs --readme FILE, the file to check")
+    if a.readme is not None:
+        print(update_readme(a.readme, a.folder, a.check))
+    else:
+        print(results(a.folder, a.lists, a.format))
+
+
 COMMANDS = {
     "train": Command(
         "Train a model, or go on where the last run in its folder stopped.",
@@ -460,6 +507,12 @@ COMMANDS = {
         "sslsv report runs/simclr runs/moco --out report.html",
         _add_report,
         _report,
+    ),
+    "results": Command(
+        "Make a table of all runs below a folder, beside what is published of them.",
+        "sslsv results models --format json",
+        _add_results,
+        _results,
     ),
     "export": Command(
         "Write a trained model as one file for other programs.",

@@ -84,7 +84,8 @@ def test_demo_short_then_again(clone: Path) -> None:
     )
     first = run(command, clone)
     for system in ("trained", "untrained", "mfcc"):
-        assert re.search(rf"demo_test_trials +{system} +\d+\.\d\d +\d\.\d{{4}}", first)
+        row = rf"demo_test_trials +{system} +\d+\.\d\d \[.*\] +\d\.\d{{4}} \[.*\]"
+        assert re.search(row, first)
     results = json.loads((clone / "runs/short/evaluation.json").read_text())
     assert 0 <= results["test/sv_cosine/demo_test_trials/eer"] <= 100
     assert list((clone / "runs/short/plots").glob("det_*.png"))
