@@ -34,6 +34,7 @@ import soundfile as sf
 from sslsv import audio
 from sslsv.datasets.bank import Bank, open_bank
 from sslsv.errors import ConfigError, DataError, listing
+from sslsv.evaluations.table import align
 from sslsv.randomness import generator
 from sslsv.trainer.tracking import say
 
@@ -453,11 +454,4 @@ def format_conditions(results: Mapping[str, Mapping[str, float]], metric: str = 
     for (place, system), found in rows.items():
         cells = [f"{found[name]:.2f}" if name in found else "-" for name in conditions]
         table.append([place, system, *cells])
-    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-        left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
-        right = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
-        lines.append("  ".join([*left, *right]))
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    return align(table)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _TITLES = {
     "eer": "EER (%)",
@@ -45,7 +45,12 @@ def _table(rows: dict[tuple[str, str], dict[str, str]]) -> str:
     table = [["evaluation", "system", *(_TITLES.get(m, m) for m in metrics)]]
     for (place, system), cells in sorted(rows.items(), key=lambda row: row[0][0]):
         table.append([place, system, *(cells.get(m, "-") for m in metrics)])
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return align(table)
+
+
+def align(table: Sequence[Sequence[str]]) -> str:
+    """Lines of a table whose first row is its head; two columns of names, then numbers."""
+    widths = [max(map(len, cells)) for cells in zip(*table, strict=True)]
     lines = []
     for row in table:
         left = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
