@@ -331,7 +331,7 @@ def _between_markers(text: str, tables: Mapping[str, list[str]], file: Path) -> 
         if begin:
             inside = begin[1]
             found.append(inside)
-            lines += tables[inside]
+            lines += ["", *tables[inside], ""]
         elif end:
             inside = None
     if inside is not None:

@@ -240,7 +240,8 @@ class TestUsage:
         out = capsys.readouterr().out
         assert out.startswith(f"usage: sslsv {name} ")
         assert cli.COMMANDS[name].help in out
-        works_on_files = ("calibrate", "compare", "report", "verify")  # and not on a configuration
+        # and not on a configuration
+        works_on_files = ("calibrate", "compare", "report", "results", "verify")
         assert ("key=value" in out) == (name not in works_on_files)
 
     @pytest.mark.parametrize(
