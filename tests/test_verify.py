@@ -119,10 +119,9 @@ class TestEmbeddings:
         loaded, file = sslsv.load(finished), files[0]
         wave, _ = sf.read(file)
         tensor = torch.from_numpy(wave).float()
-        a, b, c, d = loaded.embed([file, str(file), wave, tensor])
-        assert np.array_equal(a, b)
-        assert np.array_equal(a, c)
-        assert np.array_equal(a, d)
+        a, *others = loaded.embed([file, str(file), wave, tensor])
+        for other in others:  # rows of one batch may be summed in another order
+            np.testing.assert_allclose(other, a, rtol=0, atol=2e-6)
 
     def test_one_needs_no_list(self, finished: Path, files: list[Path]) -> None:
         loaded = sslsv.load(finished)

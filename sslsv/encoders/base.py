@@ -27,6 +27,8 @@ class EncoderConfig:
     mel_win_length: int = 400  # samples of one analysis window
     mel_hop_length: int = 160  # samples from one frame to the next
     mel_sample_rate: int = 16000  # Hz
+    # Mean 0 and variance 1 of each band, or of all together: "level" leaves the long-term spectrum
+    mel_norm: Literal["instance", "level"] = "instance"
     spec_augment: SpecAugmentConfig | None = None  # masks on log-mel features in training
     compile: bool = False  # torch.compile: minutes at the start, then faster steps
 

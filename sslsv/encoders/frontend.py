@@ -31,6 +31,21 @@ class LogInstanceNorm(nn.Module):
         ]
 
 
+class LogLevelNorm(nn.Module):
+    """Natural log, then zero mean and unit variance over time and bands of each utterance.
+
+    Takes loudness away and leaves the long-term spectrum, which names voice and channel alike.
+    """
+
+    def forward(self, mel: Tensor) -> Tensor:  # (B, M, F)
+        log = (mel + _LOG_FLOOR).log()
+        centred = log - masking.mean(log, dim=(1, 2), keepdim=True)
+        return centred * (masking.mean(centred.square(), (1, 2), True) + 1e-5).rsqrt()
+
+
+_NORMS: dict[str, type[nn.Module]] = {"instance": LogInstanceNorm, "level": LogLevelNorm}
+
+
 @dataclass(kw_only=True)
 class SpecAugmentConfig:
     """Section ``encoder.spec_augment``: bands and stretches that training does not see."""
@@ -136,4 +151,4 @@ def log_mel(config: EncoderConfig) -> FrontEnd:
         window_fn=windows[config.mel_win_fn],
     )
     masks = [SpecAugment(config.spec_augment)] if config.spec_augment else []
-    return FrontEnd(MelSpectrogram(mel), LogInstanceNorm(), *masks)
+    return FrontEnd(MelSpectrogram(mel), _NORMS[config.mel_norm](), *masks)

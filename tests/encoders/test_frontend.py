@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 
+from sslsv.encoders import masking
 from sslsv.encoders.base import EncoderConfig
 from sslsv.encoders.frontend import FrontEnd, SpecAugmentConfig, log_mel
 from sslsv.errors import ConfigError
@@ -44,16 +45,23 @@ def oracle(
     wave: np.ndarray, n_mels: int, window: str, n_fft: int = 512, length: int = 400, hop: int = 160
 ) -> np.ndarray:
     """(B, T) -> (B, n_mels, 1 + T // hop)."""
+    x = np.log(power(wave, window, n_fft, length, hop) @ mel_triangles(n_mels, n_fft) + 1e-6)
+    x = x.swapaxes(1, 2)  # (B, M, F)
+    mean, var = x.mean(axis=2, keepdims=True), x.var(axis=2, keepdims=True)
+    return (x - mean) / np.sqrt(var + 1e-5)
+
+
+def power(
+    wave: np.ndarray, window: str = "hamming", n_fft: int = 512, length: int = 400, hop: int = 160
+) -> np.ndarray:
+    """Spectrogram, (B, T) -> (B, 1 + T // hop, bins)."""
     a = {"hamming": 0.54, "hann": 0.5}[window]
     periodic = a - (1 - a) * np.cos(2 * np.pi * np.arange(length) / length)
     left = (n_fft - length) // 2
     taper = np.pad(periodic, (left, n_fft - length - left))
     padded = np.pad(wave.astype(np.float64), ((0, 0), (n_fft // 2, n_fft // 2)), mode="reflect")
     frames = sliding_window_view(padded, n_fft, axis=1)[:, ::hop]  # (B, F, n_fft)
-    power = np.abs(np.fft.rfft(frames * taper)) ** 2
-    x = np.log(power @ mel_triangles(n_mels, n_fft) + 1e-6).swapaxes(1, 2)  # (B, M, F)
-    mean, var = x.mean(axis=2, keepdims=True), x.var(axis=2, keepdims=True)
-    return (x - mean) / np.sqrt(var + 1e-5)
+    return np.abs(np.fft.rfft(frames * taper)) ** 2
 
 
 @pytest.mark.parametrize("window", ["hamming", "hann"])
@@ -185,3 +193,33 @@ def test_bands_that_would_be_empty_are_refused(bands, size):
     context = pytest.raises(ConfigError, match="mel_n_mels") if empty else nullcontext()
     with context:
         EncoderConfig(type="any", mel_n_mels=bands, mel_n_fft=size)
+
+
+class TestLevelNorm:
+    """``mel_norm: level``, one mean and one variance for all bands of an utterance."""
+
+    @staticmethod
+    def expected(wave: np.ndarray) -> np.ndarray:
+        x = np.log(power(wave) @ mel_triangles(40, 512) + 1e-6).swapaxes(1, 2)
+        return np.stack([(row - row.mean()) / np.sqrt(row.var() + 1e-5) for row in x])
+
+    @given(length=st.integers(512, 4000), seed=st.integers(0, 100))
+    @settings(max_examples=10)
+    def test_equals_the_definition(self, length, seed):
+        wave = noise(length, seed=seed)
+        features = make_frontend(mel_norm="level")(torch.from_numpy(wave))
+        np.testing.assert_allclose(features.numpy(), self.expected(wave), atol=1e-3)
+
+    def test_loudness_goes_and_colour_stays(self):
+        frontend, wave = make_frontend(mel_norm="level"), torch.randn(2, 8000).cumsum(1)
+        features = frontend(wave)
+        torch.testing.assert_close(frontend(20 * wave), features, atol=1e-3, rtol=0)
+        assert features.mean(dim=2).std(dim=1).min() > 0.3
+        assert make_frontend()(wave).mean(dim=2).abs().max() < 1e-3
+
+    def test_rows_of_different_lengths_as_if_alone(self):
+        frontend, wave = make_frontend(mel_norm="level"), torch.from_numpy(noise(8000))
+        found = masking.run(frontend, wave, [8000, 4321])
+        alone = frontend(wave[1:, :4321])
+        torch.testing.assert_close(found[1:, :, : alone.shape[2]], alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[:1], frontend(wave[:1]), atol=1e-4, rtol=1e-4)
