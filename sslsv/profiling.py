@@ -315,7 +315,7 @@ def _about(config: Config, trainer: Trainer) -> dict[str, Any]:
         "encoder": config.encoder.type,
         "compiled": config.encoder.compile,
         "device": torch.cuda.get_device_name(trainer.device) if on_gpu else "cpu",
-        "precision": config.trainer.precision,
+        "precision": trainer.precision,
         "batch_size": config.trainer.batch_size,
         "accumulation": config.trainer.accumulation,
         "num_workers": config.dataset.num_workers,

@@ -36,7 +36,8 @@ class TrainerConfig:
     tracked_metric: str = "val/sv_cosine/voxceleb1_test_O/eer"  # chooses model_best.pt
     tracked_mode: Literal["min", "max"] = "min"  # which values of it are better
     ddp_sync_batchnorm: bool = True  # batch norm statistics over all GPUs
-    mixed_precision: Literal[True, False, "bf16", "fp16"] = False  # true: bf16; losses stay float32
+    # Of the network, losses stay float32; true: bf16 where the device has instructions for it
+    mixed_precision: Literal[True, False, "bf16", "fp16"] = False
     init_weights: Path | None = None  # start from the weights of this checkpoint
     last_checkpoint: Path | None = None  # go on from this checkpoint, optimiser and epoch too
     checkpoint_every_minutes: float | None = None  # model_latest.pt within an epoch too
@@ -96,10 +97,3 @@ class TrainerConfig:
         ratio = self.batch_size / 256
         factors = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}
         return self.learning_rate * factors[self.learning_rate_scaling]
-
-    @property
-    def precision(self) -> Literal["fp32", "bf16", "fp16"]:
-        """Of the network."""
-        if isinstance(self.mixed_precision, bool):
-            return "bf16" if self.mixed_precision else "fp32"
-        return self.mixed_precision

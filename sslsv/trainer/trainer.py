@@ -29,6 +29,7 @@ from sslsv.trainer.guard import CHECK_EVERY, FiniteGuard, NonFiniteLoss
 from sslsv.trainer.means import EpochMeans
 from sslsv.trainer.memories import fill_memories
 from sslsv.trainer.optimisers import clip, make_optimizer, set_hyperparameters
+from sslsv.trainer.precision import TYPES, choose
 from sslsv.trainer.schedules import learning_rate, weight_decay
 from sslsv.trainer.signals import collapse, embedding_signals
 from sslsv.trainer.skipped import SkippedFiles
@@ -44,7 +45,6 @@ from sslsv.trainer.tracking import (
 
 Metrics = dict[str, float]
 MOST_OVERFLOWS = 40  # in a row: the scale has come down to 2^-24 by then
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def _batch_norms(module: nn.Module) -> Iterator[nn.Module]:
@@ -80,7 +80,8 @@ class Trainer:
         self.ssps = ssps and ssps.to(device)
         self.network = self._wrap(self.method)
         self.optimizer = make_optimizer(config, self.method)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.precision = choose(config.mixed_precision, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         self.overflows = torch.zeros((), device=device)  # steps in a row, in float16
         self.guard = FiniteGuard(device)
         self.check_every = 1 if device.type == "cpu" else CHECK_EVERY  # there it costs nothing
@@ -120,6 +121,8 @@ class Trainer:
             marker(self.run_dir).unlink(missing_ok=True)
         environment.record(self.run_dir, self.settings, sys.argv)
         self._started, self._first_step = time.perf_counter(), self.step
+        if self.config.mixed_precision and self.precision == "fp32":
+            say(f"trainer.mixed_precision: {self.device} has no bfloat16, so float32 is used")
         if self.config.accumulation > 1:
             rows = self.config.batch_size // self.config.accumulation
             say(
@@ -233,7 +236,7 @@ class Trainer:
             self.network.require_backward_grad_sync = last  # once for all parts
         with self.autocast():
             outputs = self.network(views)
-        if self.config.precision != "fp32":
+        if self.precision != "fp32":
             outputs = {name: x.float() for name, x in outputs.items()}
         number = self.step * count + part
         compared, found = self._with_pseudo_positives(outputs, batch.rows, reference_view, number)
@@ -286,8 +289,8 @@ class Trainer:
         return compared, found
 
     def autocast(self) -> torch.autocast:
-        kind = self.config.precision
-        return torch.autocast(self.device.type, _TYPES[kind], enabled=kind != "fp32")
+        kind = self.precision
+        return torch.autocast(self.device.type, TYPES[kind], enabled=kind != "fp32")
 
     # ------------------------------------------------------------------------ its parts
 

@@ -36,7 +36,7 @@ from sslsv.interrupt import Interrupted, StopRequest, marker
 from sslsv.methods.base import Method
 from sslsv.methods.memory import RowMemory
 from sslsv.registry import METHODS
-from sslsv.trainer import checkpoint, saving
+from sslsv.trainer import checkpoint, precision, saving
 from sslsv.trainer import trainer as engine
 from sslsv.trainer.averaging import average_epochs
 from sslsv.trainer.config import TrainerConfig
@@ -387,7 +387,7 @@ def overflow(trainer: Trainer, steps: set[int], factor: float = math.inf) -> Non
 
 @pytest.mark.parametrize(
     ("setting", "dtype"),
-    [("fp16", torch.float16), ("bf16", torch.bfloat16), (True, torch.bfloat16)],
+    [("fp16", torch.float16), ("bf16", torch.bfloat16)],
 )
 def test_the_network_runs_in_half_precision_and_the_loss_does_not(make_trainer, setting, dtype):
     trainer = make_trainer(mixed_precision=setting, stop_at_epoch=1)
@@ -399,13 +399,17 @@ def test_the_network_runs_in_half_precision_and_the_loss_does_not(make_trainer, 
     assert trainer.scaler.is_enabled() == (setting == "fp16")
 
 
-def test_true_means_bf16(make_trainer):
-    for run, setting in (("yes", True), ("named", "bf16"), ("full", False)):
+@pytest.mark.parametrize("has", [True, False])
+def test_true_means_bf16_where_the_device_has_it(make_trainer, monkeypatch, capsys, has):
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: has)
+    for run, setting in (("yes", True), ("bf16", "bf16"), ("full", False)):
         make_trainer(run, mixed_precision=setting).fit()
-    yes, named, full = (make_trainer(run).run_dir for run in ("yes", "named", "full"))
-    assert_same_training(yes, named)
-    a, b = saved(yes)["model"], saved(full)["model"]
+    yes, half, full = (make_trainer(run).run_dir for run in ("yes", "bf16", "full"))
+    same, other = (half, full) if has else (full, half)
+    assert_same_training(yes, same)
+    a, b = saved(yes)["model"], saved(other)["model"]
     assert any(not torch.equal(a[name], b[name]) for name in a)
+    assert capsys.readouterr().out.count("cpu has no bfloat16") == (not has)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

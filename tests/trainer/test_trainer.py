@@ -227,7 +227,7 @@ def test_metrics_are_means_over_the_steps_of_an_epoch(make_trainer):
 
 
 def test_mixed_precision_computes_losses_in_float32(make_trainer):
-    trainer = make_trainer(mixed_precision=True, stop_at_epoch=1)
+    trainer = make_trainer(mixed_precision="bf16", stop_at_epoch=1)
     types = set()
     plain, forward = trainer.method.loss, trainer.method.forward
 
