@@ -149,6 +149,11 @@ class Batch:
             recipes=self.recipes and [recipe and recipe.to(device) for recipe in self.recipes],
         )
 
+    def on_device(self) -> list[Tensor]:
+        """What ``to`` copies."""
+        recipes = [recipe for recipe in self.recipes or [] if recipe]
+        return [self.labels, *self.views, *(x for recipe in recipes for x in vars(recipe).values())]
+
     def parts(self, count: int) -> list[Batch]:
         """``count`` batches of as many rows each, one after the other; N is a multiple."""
         assert self.recipes is None

@@ -30,6 +30,7 @@ from sslsv.trainer.means import EpochMeans
 from sslsv.trainer.memories import fill_memories
 from sslsv.trainer.optimisers import clip, make_optimizer, set_hyperparameters
 from sslsv.trainer.precision import TYPES, choose
+from sslsv.trainer.prefetch import ahead
 from sslsv.trainer.schedules import learning_rate, weight_decay
 from sslsv.trainer.signals import collapse, embedding_signals
 from sslsv.trainer.skipped import SkippedFiles
@@ -166,7 +167,7 @@ class Trainer:
         bar = progress_bar(self.steps_per_epoch, f"Epoch {self.epoch + 1}/{self.config.epochs}")
         bar.update(before)
         fetched = time.perf_counter()
-        for batch in self.loader:
+        for batch in ahead(self.loader, self.device):
             waited += time.perf_counter() - fetched
             self.skipped.add(batch)
             self.means.add(self.train_step(batch))
