@@ -139,7 +139,7 @@ def _rows(folder: Path, lists: Sequence[str]) -> list[Row]:
         if name not in known:
             there = f"choose among: {listing(known)}" if known else "none was tested on any"
             raise DataError(f"--list: no run below {folder} was tested on '{name}'; {there}")
-    published = _published_by_folder(folder)
+    published = published_by_folder(folder)
     rows = []
     for path, name in runs.items():
         tested, hashes = found[path]
@@ -256,7 +256,7 @@ def _find_published(folder: Path) -> Path | None:
     return None
 
 
-def _published_by_folder(folder: Path) -> dict[Path, Published]:
+def published_by_folder(folder: Path) -> dict[Path, Published]:
     path = _find_published(folder)
     if path is None:
         return {}

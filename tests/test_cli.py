@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +19,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+import sslsv
 from sslsv import cli, experiment
+from sslsv.cli.base import Command
 from sslsv.evaluations import metrics
 from sslsv.evaluations.trials import read_scores
 
@@ -231,22 +235,52 @@ class TestUsage:
         for name, command in cli.COMMANDS.items():
             assert f"\n  {name} " in out
             assert command.help in out
-            assert command.example in out
+            assert f"$ {command.example}\n" in out
+        groups = [out.index(f"\n\n{title}\n") for title in cli.GROUPS]
+        assert groups == sorted(groups)
+        assert all(code in out for code in ("0 done", "2 bad input", "130 interr", "143 a train"))
+        assert max(map(len, out.splitlines())) <= 80
+
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["--version"]) == 0
+        assert capsys.readouterr().out == f"sslsv {sslsv.__version__}\n"
 
     @pytest.mark.parametrize("name", cli.COMMANDS)
-    def test_help_of_a_command(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_help_of_a_command(
+        self, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "80")
         with pytest.raises(SystemExit, match="0"):
             cli.main([name, "--help"])
         out = capsys.readouterr().out
+        command = cli.COMMANDS[name]
         assert out.startswith(f"usage: sslsv {name} ")
-        assert cli.COMMANDS[name].help in out
+        assert command.help in out
+        assert out.endswith(f"\nexample:\n  {command.example}\n")
+        assert max(map(len, out.splitlines())) < 80
         # and not on a configuration
-        works_on_files = ("calibrate", "compare", "report", "results", "verify")
+        works_on_files = ("calibrate", "compare", "list", "report", "results", "verify")
         assert ("key=value" in out) == (name not in works_on_files)
+
+    @pytest.mark.parametrize("name", cli.COMMANDS)
+    def test_help_states_the_defaults_there_are(self, name: str) -> None:
+        parser = cli.COMMANDS[name].parser()
+        text = " ".join(parser.format_help().split())
+        defaults = [action.default for action in parser._actions]
+        silent = (None, [], argparse.SUPPRESS)
+        assert re.findall(r"\(default: (\S+)\)", text) == [
+            str(default) for default in defaults if default not in silent and default is not False
+        ]
+
+    @pytest.mark.parametrize("command", cli.COMMANDS.values(), ids=cli.COMMANDS)
+    def test_example_parses(self, command: Command) -> None:
+        program, name, *arguments = shlex.split(command.example)
+        assert (program, name) == ("sslsv", command.name)
+        command.parser().parse_intermixed_args(arguments)
 
     @pytest.mark.parametrize(
         ("name", "hint"),
-        [("trian", "did you mean 'train'?"), ("zzz", "choose one of: train, average")],
+        [("trian", "did you mean 'train'?"), ("zzz", "choose one of: train, evaluate")],
     )
     def test_unknown_command(
         self, name: str, hint: str, capsys: pytest.CaptureFixture[str]

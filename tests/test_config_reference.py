@@ -9,8 +9,10 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import pytest
+from ruamel.yaml import YAML
 
 from sslsv.config import Config, from_dict
 from sslsv.config_files import parse_value
@@ -194,6 +196,16 @@ class TestDocuments:
             if anchor:
                 assert anchor in anchors(target.read_text()), link
 
+    @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+    def test_pictures_are_there_and_need_nothing_from_elsewhere(self, path: Path) -> None:
+        text = path.read_text()
+        for name in re.findall(r'<img src="([^"]+)"|!\[[^\]]*\]\(([^)]+)\)', text):
+            picture = path.parent / "".join(name)
+            assert picture.is_file(), picture
+            if picture.suffix == ".svg":
+                ElementTree.parse(picture)
+                assert not re.search(r"(href|src|url)\s*[=(]\s*[\"']?https?:", picture.read_text())
+
     @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
     def test_no_two_headings_of_a_page_have_one_anchor(self, path: Path) -> None:
         found = anchors(path.read_text())
@@ -213,3 +225,27 @@ class TestDocuments:
             assert folders, name
             for folder in folders:
                 assert list((ROOT / folder).rglob("config.yml")), folder
+
+    def test_published_figures_of_the_methods_page_are_those_of_the_tables(self) -> None:
+        text = (ROOT / "docs" / "methods.md").read_text()
+        parts = {part.partition(" (`")[0]: part for part in text.split("\n## ")}
+        tables = YAML(typ="safe").load(ROOT / "models" / "published.yml")["tables"]
+        in_sections, in_table = [], []
+        for name, table in tables.items():
+            for entry in table["models"].values():
+                method, eer, mindcf = entry["method"], entry["eer"], entry["mindcf"]
+                in_table.append(f"{eer:.2f} / {mindcf:.4f}")
+                if name == "ssps":
+                    row = rf"\| \[{method} with SSPS\]\(\S+\) \| \| {eer:.2f} / {mindcf:.4f} \|"
+                    section, said = "SSPS", f"{eer:.2f} % ({method}, ECAPA-TDNN)"
+                else:
+                    encoder = name.removeprefix("ssl ")
+                    column = "" if encoder == "Fast ResNet-34" else r" [^|]*\|"
+                    row = rf"\| \[{method}\]\(\S+\) \|{column} {eer:.2f} / {mindcf:.4f} \|"
+                    section, said = method, f"{eer:.2f} % ({encoder})"
+                assert re.search(row, text), row
+                assert said in " ".join(parts[section].split())
+                in_sections.append(said)
+        assert sorted(re.findall(r"\d+\.\d\d / \d\.\d{4}", text)) == sorted(in_table)
+        found = [" ".join(x.split()) for x in re.findall(r"\d+\.\d\d\s+%\s+\([^)]*\)", text)]
+        assert sorted(found) == sorted(in_sections), "and nothing else"

@@ -1,4 +1,4 @@
-"""``python sslsv/bin/compare.py CONFIG [key=value ...]``; ``--help`` says more."""
+"""``python sslsv/bin/compare.py A B``: score files or runs; ``--help`` says more."""
 
 import sys
 from pathlib import Path
