@@ -196,7 +196,7 @@ def measure(
         torch.cuda.reset_peak_memory_stats(trainer.device)
     wait = functools.partial(torch.cuda.synchronize, trainer.device) if on_gpu else lambda: None
     watch = Stopwatch(wait, clock)
-    timed, batches = _timed_batch(watch), _batches(trainer)
+    timed, batches = _timed_batch(watch), endless(trainer)
 
     def step() -> Step:
         watch.start()
@@ -226,7 +226,7 @@ def measure(
     return Measured(taken, memory, recording)
 
 
-def _batches(trainer: Trainer) -> Iterator[Batch]:
+def endless(trainer: Trainer) -> Iterator[Batch]:
     """Of one epoch after the other; the trainer's steps begin anew with each."""
     epoch = trainer.epoch
     while True:
