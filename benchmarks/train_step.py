@@ -6,7 +6,7 @@
 JSON goes to stdout, tables to stderr. A plan is method/encoder/input: *memory* gives the same few
 batches again and again, *disk* reads 8-s WAV files with workers and augments them. Its forms are
 *baseline* (plain_step.py; from disk with a loader that decodes whole files and augments each crop
-by itself), *fp32*, *bf16*, and *compiled* (bf16 and ``torch.compile``). Each form is a process of
+by itself), *fp32*, *bf16*, and *compiled* (``torch.compile``, bf16 where there is). Each form is a process of
 its own, they take turns, and figures are medians over repeats; ratios are of one run.
 
 *FLOP/s* counts matrix products and convolutions of a step, forward and backward, and is compared
@@ -58,7 +58,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
     "ecapa": {"type": "ecapatdnn", "channels": [1024, 1024, 1024, 1024, 3072], "mel_n_mels": 80},
     "tiny": {"type": "resnet34", "base_dim": 8},  # to try the script
 }
-FORMS = {"baseline": False, "fp32": False, "bf16": "bf16", "compiled": "bf16"}  # mixed_precision
+FORMS = {"baseline": False, "fp32": False, "bf16": "bf16", "compiled": True}  # mixed_precision
 PLANS = {
     "cpu": ["simclr/resnet34/memory", "simclr/ecapa/memory", "simclr/resnet34/disk"],
     "cuda": [
