@@ -6,8 +6,9 @@
 JSON goes to stdout, tables to stderr. A plan is method/encoder/input: *memory* gives the same few
 batches again and again, *disk* reads 8-s WAV files with workers and augments them. Its forms are
 *baseline* (plain_step.py; from disk with a loader that decodes whole files and augments each crop
-by itself), *fp32*, *bf16*, and *compiled* (``torch.compile``, bf16 where there is). Each form is a process of
-its own, they take turns, and figures are medians over repeats; ratios are of one run.
+by itself), *fp32*, *bf16*, and *compiled* (``torch.compile``, bf16 where the device has it). Each
+form is a process of its own, they take turns, and figures are medians over repeats; ratios are of
+one run.
 
 *FLOP/s* counts matrix products and convolutions of a step, forward and backward, and is compared
 with products of large matrices on the same machine; *bytes/s* counts what eager operators read and
