@@ -1,24 +1,37 @@
-"""Pictures of results (PNG): DET curves, score histograms, maps of embeddings, confusions."""
+"""Pictures of results: DET curves, score histograms, maps of embeddings, confusions.
+
+Each function returns the figure, and writes it as PNG where it is given a path.
+"""
 
 import itertools
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sslsv.errors import DataError, UserError
-from sslsv.evaluations.metrics import check, dcf, equal_error, operating_points
+from sslsv.errors import DataError
+from sslsv.evaluations.figures import (
+    COLOURS,
+    LINE_STYLES,
+    SHAPES,
+    legend_below,
+    new_figure,
+    save,
+)
+from sslsv.evaluations.metrics import (
+    check,
+    dcf,
+    eer_threshold,
+    equal_error,
+    fpr_threshold,
+    operating_points,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; its yellow is too pale here.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINE_STYLES = ("-", "--", "-.", ":")
-SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 LEAST_OF_A_MAP = 3  # embeddings
 MOST_LABELS = 60  # of a confusion matrix
 # Per cent. The first ones matter most: a tick is left out where its label would touch one of them.
@@ -62,10 +75,10 @@ def det_coordinates(
 
 def det_curve(
     systems: dict[str, tuple[np.ndarray, np.ndarray]],
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     title: str | None = None,
     p_target: float | None = None,
-) -> None:
+) -> "Figure":
     """Draw the detection error trade-off of one or more systems, each with its EER (circle).
 
     Args:
@@ -79,7 +92,7 @@ def det_curve(
     """
     if not systems:
         raise DataError("no system to plot: give det_curve at least one name with its scores")
-    figure, axes = _new_figure(6.0, 6.0, title)
+    figure, axes = new_figure(6.0, 6.0, title)
     looks = itertools.cycle(itertools.product(LINE_STYLES, COLOURS))
     marks: list[tuple[float, float, str, str]] = []  # FPR, FNR, shape, colour
     for (name, (scores, labels)), (style, colour) in zip(systems.items(), looks, strict=False):
@@ -111,31 +124,31 @@ def det_curve(
         )
     _det_axes(axes, low, high)
     shapes = "● EER" if p_target is None else "● EER   ▲ minDCF"
-    _legend_below(axes, title=shapes)
-    _save(figure, path)
+    legend_below(axes, title=shapes)
+    return save(figure, path)
 
 
 def score_histogram(
     scores: np.ndarray,
     labels: np.ndarray,
-    path: str | os.PathLike,
-    threshold: float | None = None,
+    path: str | os.PathLike | None = None,
+    threshold: float | Mapping[str, float] | None = None,
     title: str | None = None,
-) -> None:
+) -> "Figure":
     """Draw how the scores (T,) of target and non-target trials are distributed.
 
     Each class is a density of its own, so that a few targets can be seen beside many non-targets.
 
     Args:
         path: PNG file to write.
-        threshold: a score to mark, such as the one at which decisions are made.
+        threshold: a score to mark, such as the one at which decisions are made; or several by name.
 
     Raises:
         DataError: the scores cannot be evaluated.
         UserError: matplotlib is not installed.
     """
     scores, labels = check(scores, labels)
-    figure, axes = _new_figure(7.0, 4.2, title)
+    figure, axes = new_figure(7.0, 4.2, title)
     rarer = min(labels.sum(), (~labels).sum())
     edges = np.histogram_bin_edges(scores, bins=int(np.clip(2 * np.sqrt(rarer), 10, 120)))
     for name, chosen, colour in (
@@ -145,23 +158,46 @@ def score_histogram(
         density, _ = np.histogram(scores[chosen], edges, density=True)
         axes.stairs(density, edges, fill=True, color=colour, alpha=0.35)
         axes.stairs(density, edges, color=colour, label=f"{name} (n = {chosen.sum():,})")
-    if threshold is not None:
-        axes.axvline(threshold, color="black", linestyle="--", label=f"threshold {threshold:.3g}")
+    if isinstance(threshold, Mapping):
+        threshold = {f"{name}:": score for name, score in threshold.items()}
+    else:
+        threshold = {} if threshold is None else {"threshold": threshold}
+    span = edges[-1] - edges[0]
+    for (name, score), style in zip(threshold.items(), itertools.cycle(LINE_STYLES[1:])):
+        axes.axvline(score, color="black", linestyle=style, label=f"{name} {_short(score, span)}")
     axes.set(xlabel="score", ylabel="density")
     axes.set_ylim(bottom=0)
     axes.margins(x=0.02)
-    _legend_below(axes, ncols=3)
-    _save(figure, path)
+    legend_below(axes, ncols=3)
+    return save(figure, path)
+
+
+def _short(score: float, span: float) -> str:
+    """With three digits of what tells it from other scores, which reach over ``span``."""
+    common = np.log10(max(abs(score), 1e-12) / max(span, 1e-12))
+    return f"{score:.{3 + int(np.clip(np.floor(common) + 1, 0, 9))}g}"
+
+
+def thresholds(scores: np.ndarray, labels: np.ndarray, p_target: float = 0.05) -> dict[str, float]:
+    """Thresholds to mark, by name: of the EER, of minDCF at ``p_target``, and the one that accepts
+    1 % of non-targets; without those that reject all."""
+    scores_at, fnr, fpr = operating_points(scores, labels)
+    found = {
+        "EER": eer_threshold(scores, labels),
+        f"minDCF({p_target:g})": float(scores_at[dcf(fnr, fpr, p_target).argmin()]),
+        "FPR 1 %": fpr_threshold(scores, labels, 0.01),
+    }
+    return {name: score for name, score in found.items() if np.isfinite(score)}
 
 
 def embedding_map(
     embeddings: np.ndarray,
     groups: np.ndarray,
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     title: str | None = None,
     plural: str = "speakers",
     seed: int = 0,
-) -> None:
+) -> "Figure":
     """Draw embeddings (N, D) in the plane by t-SNE of their cosines, a colour and shape for each of
     ``groups`` (N,), which are ``plural``. Near points are alike; distances between clusters mean
     nothing.
@@ -171,7 +207,7 @@ def embedding_map(
         UserError: matplotlib is not installed.
     """
     points = tsne(embeddings, seed)
-    figure, axes = _new_figure(6.0, 6.0, title)
+    figure, axes = new_figure(6.0, 6.0, title)
     looks = itertools.cycle(itertools.product(SHAPES, COLOURS))
     for group, (shape, colour) in zip(np.unique(groups), looks, strict=False):
         x, y = points[groups == group].T
@@ -179,28 +215,45 @@ def embedding_map(
     axes.set(xticks=[], yticks=[])
     count = len(np.unique(groups))
     axes.set_xlabel(f"t-SNE of {len(points)} embeddings of {count} {plural}")
-    _save(figure, path)
+    return save(figure, path)
 
 
-def tsne(embeddings: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Places (N, 2) of embeddings (N, D) in a plane, the same for the same seed."""
+def tsne(embeddings: np.ndarray, seed: int = 0, start: np.ndarray | None = None) -> np.ndarray:
+    """Places (N, 2) of embeddings (N, D) in a plane, the same for the same seed.
+
+    ``start``: places (N, 2) of the same points in another map, from which the search starts and by
+    which its result is turned, or mirrored, so that both lie alike; else it starts at random.
+    """
     from sklearn.manifold import TSNE
 
     count = len(embeddings)
     if count < LEAST_OF_A_MAP:
         raise DataError(f"a map needs {LEAST_OF_A_MAP} embeddings or more, got {count}")
     perplexity = min(30.0, (count - 1) / 3)
-    how = {"metric": "cosine", "init": "random", "random_state": seed}
-    return TSNE(perplexity=perplexity, **how).fit_transform(np.asarray(embeddings, np.float64))
+    init: Any = "random"
+    if start is not None:  # as small as a random start, or points would stay where they are
+        init = 1e-4 * (start - start.mean(axis=0)) / max(float(start.std(axis=0).max()), 1e-12)
+    how = {"metric": "cosine", "init": init, "random_state": seed}
+    places = TSNE(perplexity=perplexity, **how).fit_transform(np.asarray(embeddings, np.float64))
+    return places if start is None else _turned(places, start)
+
+
+def _turned(places: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Points (N, 2), turned and mirrored to be as near to others as they can."""
+    from scipy.linalg import orthogonal_procrustes
+
+    places = places - places.mean(axis=0)
+    turn, _ = orthogonal_procrustes(places, like - like.mean(axis=0))
+    return places @ turn
 
 
 def confusion(
     true: np.ndarray,
     predicted: np.ndarray,
     names: Sequence[str],
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     title: str | None = None,
-) -> None:
+) -> "Figure":
     """Draw which labels (codes (N,) into ``names``) are taken for which: shares of each row.
 
     Only labels that are met are drawn, the ``MOST_LABELS`` most frequent ones; counts are written
@@ -219,7 +272,7 @@ def confusion(
     counts = counts[np.ix_(met, met)]
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(0.55 * len(met) + 2, 4, 12))
-    figure, axes = _new_figure(side, side, title)
+    figure, axes = new_figure(side, side, title)
     axes.grid(False)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     labels = [names[code] for code in met]
@@ -231,22 +284,7 @@ def confusion(
         for i, j in np.ndindex(counts.shape):
             colour = "white" if shares[i, j] > 0.6 else "black"
             axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", color=colour, fontsize=9)
-    _save(figure, path)
-
-
-def _new_figure(width: float, height: float, title: str | None) -> "tuple[Figure, Axes]":
-    # Figure alone, without pyplot: no window system is asked for and no figure stays in memory.
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError("plots need matplotlib: pip install sslsv[plots]") from None
-    figure = Figure(figsize=(width, height), dpi=150)
-    axes = figure.add_subplot()
-    axes.grid(True, color="0.9", linewidth=0.8)
-    axes.set_axisbelow(True)
-    if title:
-        axes.set_title(title)
-    return figure, axes
+    return save(figure, path)
 
 
 def _det_limits(marked: list[float]) -> tuple[float, float]:
@@ -272,15 +310,3 @@ def _det_axes(axes: "Axes", low: float, high: float) -> None:
     axes.set_yticks(positions, names)
     axes.set(xlim=limits, ylim=limits, aspect="equal")
     axes.set(xlabel="false acceptance rate (%)", ylabel="false rejection rate (%)")
-
-
-def _legend_below(axes: "Axes", **options: Any) -> None:
-    """Under the axis label (4 lines down), where it hides no curve however long the names are."""
-    axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4, frameon=False, **options
-    )
-
-
-def _save(figure: "Figure", path: str | os.PathLike) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", bbox_inches="tight", pad_inches=0.15)

@@ -5,20 +5,21 @@ import numpy as np
 import pytest
 
 from sslsv.errors import DataError, UserError
-from sslsv.evaluations.metrics import eer, min_dcf, operating_points
+from sslsv.evaluations.metrics import dcf, eer, error_rates, min_dcf, operating_points
 from sslsv.evaluations.plots import (
     COLOURS,
     LOWEST,
     MOST_LABELS,
     SHAPES,
     _det_limits,
-    _save,
     confusion,
     det_coordinates,
     det_curve,
     embedding_map,
     probit,
+    save,
     score_histogram,
+    thresholds,
     tsne,
 )
 
@@ -39,11 +40,11 @@ def figures(monkeypatch):
     """The figures saved, for a look at what was drawn."""
     drawn = []
 
-    def save(figure, path):
+    def note(figure, path):
         drawn.append(figure)
-        _save(figure, path)
+        return save(figure, path)
 
-    monkeypatch.setattr("sslsv.evaluations.plots._save", save)
+    monkeypatch.setattr("sslsv.evaluations.plots.save", note)
     return drawn
 
 
@@ -144,6 +145,32 @@ def test_score_histogram(tmp_path, figures):
         assert (values * np.diff(edges)).sum() == pytest.approx(1)
 
 
+def test_a_histogram_names_several_thresholds_with_the_digits_that_matter(figures):
+    labels = np.array([0, 0, 1, 1])
+    scores = np.array([0.99991, 0.99994, 0.99996, 0.99999])
+    figure = score_histogram(scores, labels, threshold={"EER": 0.999951, "FPR 1 %": 0.99996})
+    assert figures == [figure]
+    (axes,) = figure.axes
+    shown = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert shown[2:] == ["EER: 0.999951", "FPR 1 %: 0.99996"]
+    marks = [line for line in axes.get_lines() if str(line.get_label()) in shown]
+    assert [line.get_xdata()[0] for line in marks] == [0.999951, 0.99996]
+    assert len({line.get_linestyle() for line in marks}) == 2
+
+
+def test_thresholds_are_those_of_the_metrics():
+    scores, labels = gaussian_system(2000, 2)
+    found = thresholds(scores, labels, 0.1)
+    assert list(found) == ["EER", "minDCF(0.1)", "FPR 1 %"]
+    fnr, fpr = error_rates(scores, labels, found["EER"])
+    assert fnr == pytest.approx(fpr, abs=0.002)
+    assert dcf(*error_rates(scores, labels, found["minDCF(0.1)"]), 0.1) == pytest.approx(
+        min_dcf(scores, labels, 0.1)
+    )
+    assert error_rates(scores, labels, found["FPR 1 %"])[1] == pytest.approx(0.01, abs=0.002)
+    assert list(thresholds(np.zeros(2), np.array([0, 1]))) == ["EER"]  # the others reject all
+
+
 def test_score_histogram_of_equal_scores(tmp_path):
     score_histogram(np.ones(3), np.array([0, 1, 1]), tmp_path / "h.png")
     assert is_picture(tmp_path / "h.png")
@@ -185,6 +212,21 @@ def test_a_map_is_the_same_each_time_and_parts_what_is_far():
     distances = np.linalg.norm(places[:, None] - places[None], axis=2)
     same = groups[:, None] == groups[None]
     assert distances[same].max() < distances[~same].min()
+
+
+def test_a_map_that_starts_from_another_lies_like_it():
+    points, _ = two_clusters()
+    first = tsne(points)
+    first = first - first.mean(axis=0)
+    turn = np.array([[0.6, 0.8], [0.8, -0.6]])  # a rotation with a mirror
+    one, other = tsne(points, start=first), tsne(points, start=first @ turn)
+
+    def alike(a, b):
+        return (a * b).sum() / np.linalg.norm(a) / np.linalg.norm(b)
+
+    assert alike(one, first) > 0.9
+    assert alike(other, first @ turn) > 0.9
+    assert alike(other, first) < 0.9
 
 
 def test_a_map_is_of_directions_and_not_of_lengths():

@@ -420,13 +420,13 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The figures saved, by name of the file."""
     pytest.importorskip("matplotlib")
     drawn: dict[str, Any] = {}
-    plain = plots._save
+    plain = plots.save
 
     def note(figure: Any, path: Path) -> None:
         drawn[Path(path).name] = figure
         plain(figure, path)
 
-    monkeypatch.setattr(plots, "_save", note)
+    monkeypatch.setattr(plots, "save", note)
     return drawn
 
 
