@@ -67,6 +67,7 @@ class Method(nn.Module):
     views: ClassVar[Sampling]
     also_views: ClassVar[tuple[Sampling, ...]] = ()  # other samplings that it takes
     positives: ClassVar[tuple[str, ...]] = ()
+    embeds_with: ClassVar[str] = "encoder"  # the encoder that gives the representation
 
     def __init__(self, config: MethodConfig, encoder: Encoder):
         super().__init__()
@@ -95,7 +96,7 @@ class Method(nn.Module):
     @property
     def embedder(self) -> Encoder:
         """The encoder that gives the representation."""
-        return self.encoder
+        return getattr(self, self.embeds_with)
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimiser groups. A group with ``fixed_lr: True`` keeps the initial learning rate."""

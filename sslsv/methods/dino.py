@@ -155,6 +155,7 @@ class DINO(Momentum):
 
     views = "multicrop"
     positives = ("teacher",)
+    embeds_with = "encoder_momentum"
     config: DINOConfig
     encoder_momentum: Encoder
     head_momentum: Any
@@ -166,10 +167,6 @@ class DINO(Momentum):
         self.add_teachers("encoder", "head")
         dim = config.head_output_dim if config.enable_projector else encoder.encoder_dim
         self.register_buffer("center", torch.zeros(1, dim))
-
-    @property
-    def embedder(self) -> Encoder:
-        return self.encoder_momentum
 
     def forward(self, views: list[Tensor]) -> Outputs:
         y = torch.cat(by_length(self.encoder, views))

@@ -10,6 +10,8 @@ import torch
 
 from sslsv import distributed
 from sslsv.errors import CheckpointError
+from sslsv.methods.base import Method
+from sslsv.registry import METHODS
 from sslsv.trainer import checkpoint, reference
 from sslsv.trainer.means import EpochMeans
 from sslsv.trainer.tracking import say
@@ -42,10 +44,25 @@ def resume(trainer: Trainer) -> None:
         _go_on_from(trainer, checkpoint.load(path, trainer.device), path)
     elif config.init_weights:
         path = config.init_weights
-        remarks = checkpoint.load_encoder(
-            trainer.method, checkpoint.load(path, trainer.device), path
-        )
-        say("; ".join([f"{run_dir}: weights from {path}", *remarks]))
+        state, taken = _as_evaluated(trainer.method, checkpoint.load(path, trainer.device))
+        remarks = checkpoint.load_encoder(trainer.method, state, path)
+        say("; ".join([f"{run_dir}: weights from {path}", *taken, *remarks]))
+
+
+def _as_evaluated(method: Method, state: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """``state`` with the encoder that its method is evaluated by, and a remark if that is another
+    one than the encoder that it trains. A method with a teacher of its own gets both as they are.
+    """
+    kind = json.loads(state.get("config") or "{}").get("method", {}).get("type")
+    if kind not in METHODS.names():
+        return state, []
+    name = METHODS.get(kind).cls.embeds_with  # type: ignore[attr-defined]
+    if any(key.startswith(f"{name}.") for key in method.state_dict()):
+        return state, []
+    weights = {k: x for k, x in state["model"].items() if not k.startswith("encoder.")}
+    teacher = {k: weights.pop(k) for k in list(weights) if k.startswith(f"{name}.")}
+    weights |= {f"encoder{k.removeprefix(name)}": x for k, x in teacher.items()}
+    return state | {"model": weights}, [f"the encoder is {name}, by which {kind} is evaluated"]
 
 
 def state_of(trainer: Trainer) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The loop: updates, schedules, history, what a restart gives, what is refused."""
 
+import copy
 import json
 import math
 import shutil
@@ -443,6 +444,33 @@ def test_init_weights_says_what_it_left(make_trainer, capsys):
     assert f"weights from {path}; not loaded: head.weight, head.bias" in capsys.readouterr().out
     assert torch.equal(method.encoder.weight, source.method.encoder.weight)
     assert torch.equal(method.head.weight, before)
+
+
+@pytest.mark.parametrize("kind", ["dino", "byol", "not one of ours"])
+@pytest.mark.parametrize("follows", [False, True])
+def test_init_weights_takes_the_encoder_that_was_evaluated(
+    make_trainer, tmp_path, capsys, kind, follows
+):
+    """DINO's is its teacher; a method with a teacher takes student and teacher as they are."""
+    method = make_trainer("unused").method
+    student = {k: x + 1 for k, x in method.state_dict().items()}
+    of_teacher = {k: x + 2 for k, x in student.items() if k.startswith("encoder.")}
+    saved = student | {k.replace("encoder.", "encoder_momentum."): x for k, x in of_teacher.items()}
+    path = tmp_path / "old.pt"
+    checkpoint.save(path, {"model": saved, "config": json.dumps({"method": {"type": kind}})})
+    if follows:
+        method.encoder_momentum = copy.deepcopy(method.encoder).requires_grad_(False)
+    make_trainer("new", method=method, init_weights=path).resume()
+    replaced = kind == "dino" and not follows
+    for key, x in of_teacher.items():
+        expected = x if replaced else student[key]
+        torch.testing.assert_close(method.state_dict()[key], expected)
+        if follows:
+            own = method.state_dict()[key.replace("encoder.", "encoder_momentum.")]
+            torch.testing.assert_close(own, x)
+    torch.testing.assert_close(method.head.weight, student["head.weight"])
+    said = capsys.readouterr().out
+    assert ("the encoder is encoder_momentum, by which dino is evaluated" in said) == replaced
 
 
 def test_init_weights_of_another_encoder_is_refused(make_trainer):
