@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from sslsv import cli, doctor
+from sslsv import cli
 from sslsv.config import load_config
 from sslsv.datasets.manifest import read_manifest
+from sslsv.doctor import files, machine
 from sslsv.evaluations import split as split_module
 from sslsv.evaluations.split import split_of
 
@@ -293,6 +294,15 @@ def test_a_full_disk(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch) -> Non
     assert problem.startswith("0.00 GB free for ")
 
 
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16(diagnose: Diagnose, monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    monkeypatch.setattr(machine, "has_bfloat16", lambda device: has)
+    true, named = (diagnose(f"trainer.mixed_precision={value}") for value in ("true", "bf16"))
+    assert ("has no bfloat16 here; float32 is used" in true.report) == (not has)
+    assert len(named.warnings) == len(true.warnings) + (not has)
+    assert any("many times slower" in warning for warning in named.warnings) == (not has)
+
+
 SSPS = "{start_epoch: 1, kmeans_nb_prototypes: 4, pos_queue_size: 20000}"
 REFERENCE = ["dataset.ssps=true", "dataset.ssps_frame_length=8000"]
 SPLIT = (
@@ -328,9 +338,9 @@ def test_checkpoints_take_the_disk_that_is_said(
 ) -> None:
     """The most that they ever take, counted whenever a file takes the place of another."""
     needed: list[int] = []
-    plain_disk = doctor._disk
+    disk = machine._disk
     monkeypatch.setattr(
-        doctor, "_disk", lambda config, n, report: needed.append(n) or plain_disk(config, n, report)
+        machine, "_disk", lambda c, n, report: needed.append(n) or disk(c, n, report)
     )
     assert diagnose(*SETTINGS[setting]).problems == []
 
@@ -610,7 +620,7 @@ def test_processes_find_the_same(
     remove(data)
     nan(data / "wav/id03/s1/00001.wav")
     alone = diagnose("--full")
-    monkeypatch.setattr(doctor, "_CHUNK", 5)
+    monkeypatch.setattr(files, "_CHUNK", 5)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     together = diagnose("--full")
     assert together.problems == alone.problems

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from torch import nn
+from plain_step import default_layout
 
 from sslsv.config import from_dict
 from sslsv.experiment import build_trainer
@@ -18,12 +18,6 @@ pytestmark = pytest.mark.soak
 
 EPOCHS, STEPS = 100, 200
 SMOOTH = 10  # epochs
-
-
-def default_layout(encoder: nn.Module) -> None:
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous()
 
 
 @pytest.fixture
@@ -71,5 +65,6 @@ def test_of_200_steps(curve: Callable[..., np.ndarray]) -> None:
     found = {name: distance(x, plain[1]) for name, x in forms.items()}
     fallen = plain[1][0] - plain[1][-1]
     print(f"\nloss falls by {fallen:.3f}; seeds differ by {noise:.4f}; from eager float32: {found}")
-    assert fallen > 5 * noise
+    assert fallen > 3 * noise
+    assert min(found.values()) > 0  # they are other sums, or this would compare nothing
     assert max(found.values()) < noise
