@@ -1,6 +1,7 @@
 # make demo   synthetic speech -> train -> evaluate; sets everything up first
 # make test   lint, types, all tests; sets everything up first
 # make soak   the proofs that take long
+# make gpu    on a GPU: no step waits for it, how fast a step is, what would limit many
 # make docs   the documentation as a web site, in site/
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ DEMO_SIZE ?=# options of prepare_demo.py, such as --train_voices 40
 DEMO_SET ?=# settings of the training, such as trainer.epochs=1 run_dir=runs/short
 PYTEST ?=# options of pytest, such as -k config
 
-.PHONY: demo test lint soak docs clean
+.PHONY: demo test lint soak gpu docs clean
 
 demo: $(READY)
 	$(PY) tools/prepare_data/prepare_demo.py $(DEMO_DATA) $(DEMO_SIZE)
@@ -31,6 +32,14 @@ lint: $(READY)
 
 soak: $(READY)
 	$(PY) -m pytest -m soak $(PYTEST)
+
+gpu: $(READY)
+	@$(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+	  { echo "error: PyTorch sees no GPU"; exit 2; }
+	$(PY) -m pytest tests/methods/test_host_sync.py tests/trainer/test_prefetch.py -k "gpu or cuda or memory"
+	@mkdir -p runs
+	$(PY) benchmarks/train_step.py > runs/train_step.json
+	$(PY) benchmarks/scaling.py --measured runs/train_step.json
 
 docs: $(READY)
 	$(PY) -m pip install --disable-pip-version-check -q -e ".[docs]"

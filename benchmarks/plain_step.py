@@ -17,6 +17,7 @@ from sslsv.datasets.views import Batch
 from sslsv.encoders.base import Encoder
 from sslsv.methods import dino
 from sslsv.methods.momentum import Momentum
+from sslsv.trainer.optimisers import MOMENTUM
 from sslsv.trainer.trainer import Trainer
 
 
@@ -30,10 +31,11 @@ def plain_step(trainer: Trainer) -> Callable[[Batch], float]:
             default_layout(module)
             one_by_one(module, trainer.config.batch_size)
     groups = [{"params": list(group["params"])} for group in trainer.optimizer.param_groups]
-    kinds: dict[str, Any] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-    optimizer = kinds[trainer.config.optimizer](
-        groups, trainer.config.learning_rate, foreach=False, fused=False
-    )
+    rate = trainer.config.learning_rate
+    if trainer.config.optimizer == "adam":
+        optimizer: Any = torch.optim.Adam(groups, rate, foreach=False)
+    else:
+        optimizer = torch.optim.SGD(groups, rate, MOMENTUM, foreach=False)
 
     def step(batch: Batch) -> float:
         batch = batch.to(trainer.device)
