@@ -431,7 +431,7 @@ def test_state_comes_back(pooling, tmp_path):
     scale = expected.abs().max()
     assert (other(waves()) - expected).abs().max() > 0.01 * scale
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    torch.testing.assert_close(other(waves()) / scale, expected / scale, rtol=0, atol=1e-3)
+    torch.testing.assert_close(other(waves()) / scale, expected / scale, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("family", "norm"), KINDS)
