@@ -38,9 +38,8 @@ class TrainerConfig:
     ddp_sync_batchnorm: bool = True  # batch norm statistics over all GPUs
     # Of the network, losses stay float32; true: bf16 where the device has instructions for it
     mixed_precision: Literal[True, False, "bf16", "fp16"] = False
-    init_weights: Path | None = (
-        None  # start from the weights of this checkpoint (DINO: its teacher)
-    )
+    # Start from the weights of this checkpoint; of DINO's, from its teacher
+    init_weights: Path | None = None
     last_checkpoint: Path | None = None  # go on from this checkpoint, optimiser and epoch too
     checkpoint_every_minutes: float | None = None  # model_latest.pt within an epoch too
     keep_last_n: int | None = None  # how many model_epoch-N.pt are kept; null: all
