@@ -397,7 +397,7 @@ def run_under_all(
     embed: Embed,
     device: torch.device,
 ) -> tuple[dict[str, float], dict[str, Scores]]:
-    """Metrics ``<task>@<condition>/<list>/<metric>`` and scores ``<kind>@<condition>/<list>`` of a
+    """Metrics ``<task>@<condition>/<list>/<metric>`` and scores ``<task>@<condition>/<list>`` of a
     task of type ``kind`` that gave ``plain`` without a condition."""
     metrics: dict[str, float] = {}
     scores: dict[str, Scores] = {}
@@ -409,7 +409,7 @@ def run_under_all(
         say(f"  {kind} under {stress.name}")
         result = task.run_under(stress, embed, device)
         metrics |= {_marked(name, mark): value for name, value in result.metrics.items()}
-        scores |= {f"{kind}{mark}/{name}": found for name, found in result.scores.items()}
+        scores |= {_marked(found.prefix, mark): found for found in result.scores.values()}
     return metrics, scores
 
 

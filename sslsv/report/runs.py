@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -177,10 +176,9 @@ class Place:
 
     @property
     def file(self) -> str:
-        """Name of the score file, in which a normalisation stands after the condition."""
+        """Name of the score file."""
         group = MAIN if self.group == "test" else self.group
-        task = re.sub(r"^(sv_[a-z]+)(_[^@]+)(@.+)$", r"\1\3\2", self.task)
-        return f"{group}_{task}_{self.list}.txt"
+        return f"{group}_{self.task}_{self.list}.txt"
 
     @property
     def shown(self) -> bool:

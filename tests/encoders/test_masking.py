@@ -353,9 +353,10 @@ def check_invariance(encoder: Encoder, lengths: list[int], seed: int) -> None:
     expected = torch.cat(alone)
     assert _distance(together, expected).max() < 1e-5
     # All embeddings of an untrained encoder point one way; without what they share, the bound
-    # means something: to take the padding for speech breaks it.
+    # means something: to take the padding for speech breaks it. (That padding changes nothing at
+    # all is shown in float64, below; here rounding differs with the processor.)
     shared = expected.mean(dim=0)
-    assert _distance(together - shared, expected - shared).max() < 1e-5
+    assert _distance(together - shared, expected - shared).max() < 1e-4
     shorter = [i for i, n in enumerate(lengths) if n < max(lengths)]
     assert _distance(padded - shared, expected - shared)[shorter].min() > 1e-3
 

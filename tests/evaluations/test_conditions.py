@@ -562,6 +562,18 @@ def test_evaluate_measures_and_shows_every_condition(
     assert "test/sv_cosine@telephone-both/trials/eer" in both
 
 
+def test_score_files_are_named_as_the_results(evaluate: Evaluate, config_file: Path) -> None:
+    text = config_file.read_text()
+    config_file.write_text(f"{text}      score_norm: s-norm\n")
+    found = evaluate("evaluation.conditions=[snr-0db]")
+    systems = {name.split("/")[1] for name in found if name.endswith("trials/eer")}
+    assert systems == {
+        f"sv_cosine{norm}{condition}" for norm in ("", "_s-norm") for condition in ("", "@snr-0db")
+    }
+    files = {path.stem for path in config_file.parent.glob("scores/*.txt")}
+    assert files == {f"trained_{system}_trials" for system in systems}
+
+
 def test_a_bad_condition_is_refused_with_its_line(
     config_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
