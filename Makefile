@@ -22,8 +22,9 @@ demo: $(READY)
 	$(PY) sslsv/bin/train.py $(DEMO_CONFIG) dataset.base_path=$(DEMO_DATA) $(DEMO_SET)
 	$(PY) sslsv/bin/evaluate.py $(DEMO_CONFIG) --baselines --plots dataset.base_path=$(DEMO_DATA) $(DEMO_SET)
 
+# A process for each core (of eight at most), which keeps to that core.
 test: lint
-	$(PY) -m pytest -m "not soak" $(PYTEST)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not soak" -n auto --maxprocesses 8 --dist loadfile $(PYTEST)
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -2,6 +2,7 @@
 
     python benchmarks/compare_methods.py --data ../shared/data
     python benchmarks/compare_methods.py --data ../shared/data --seeds 1 2 3 simclr vicreg
+    python benchmarks/compare_methods.py --data ../shared/data --no-augmentation simclr
     python benchmarks/compare_methods.py --table
 
 The same encoder, epochs, batches, augmentation and learning rate for all; what is remembered or
@@ -95,6 +96,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--base_dim", type=int, default=8, help="channels of the encoder")
+    parser.add_argument(
+        "--augmentation",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="reverberation and noise on every crop",
+    )
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the results, run nothing")
     parser.add_argument("--curves", type=Path, metavar="FILE.png", help="draw the losses of runs")
@@ -117,13 +124,14 @@ def main() -> None:
 def same(line: dict[str, Any], method: str, seed: int, options: argparse.Namespace) -> bool:
     """Whether ``line`` is the result of this run, with the sizes as they are now."""
     asked = {"method": method, "seed": seed, "epochs": options.epochs, "base_dim": options.base_dim}
-    asked["changed"] = sizes_of(method, options.epochs)
+    asked |= {"augmentation": options.augmentation, "changed": sizes_of(method, options.epochs)}
     return all(line[key] == value for key, value in asked.items())
 
 
 def settings(method: str, seed: int, options: argparse.Namespace) -> Config:
     """Of one run."""
-    folder = options.runs / f"{method}_{options.base_dim}_{options.epochs}_{seed}"
+    name = f"{method}_{options.base_dim}_{options.epochs}_{seed}"
+    folder = options.runs / (name if options.augmentation else f"{name}_clean")
     common = [
         f"run_dir={folder}",
         f"seed={seed}",
@@ -134,6 +142,7 @@ def settings(method: str, seed: int, options: argparse.Namespace) -> Config:
         f"dataset.base_path={options.data.resolve()}",
         "dataset.train=pool.csv",
         "dataset.wrap_length=64000",
+        f"dataset.augmentation.enable={options.augmentation}",
         f"evaluation.test.0.trials=[{','.join(LISTS)}]",
     ]
     sizes = sizes_of(method, options.epochs)
@@ -160,6 +169,7 @@ def measure(method: str, seed: int, options: argparse.Namespace, first: bool) ->
         "seed": seed,
         "epochs": options.epochs,
         "base_dim": options.base_dim,
+        "augmentation": options.augmentation,
         "changed": sizes_of(method, options.epochs),
         "loss": [round(epoch["train/loss"], 4) for epoch in history],
         "effective_rank": [round(epoch["train/effective_rank"], 2) for epoch in history],
@@ -185,16 +195,27 @@ def add(path: Path, line: dict[str, Any]) -> None:
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Markdown: a row for each method and budget, best EER on the first list first."""
-    groups: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, int, int, bool], list[dict[str, Any]]] = {}
     for line in lines:
-        groups.setdefault((line["method"], line["epochs"], line["base_dim"]), []).append(line)
+        budget = (line["epochs"], line["base_dim"], line["augmentation"])
+        groups.setdefault((line["method"], *budget), []).append(line)
     rows = []
-    for (method, epochs, base_dim), runs in groups.items():
+    for (method, epochs, base_dim, augmentation), runs in groups.items():
         cells = [_cell([run["results"] for run in runs], "test", name) for name in LISTS]
         minutes = statistics.mean(run["training_s"] for run in runs) / 60
         place = statistics.mean(_eer(run["results"], "test", LISTS[0]) for run in runs)
         rows.append(
-            (place, [method, f"{epochs} x {base_dim}", str(len(runs)), *cells, f"{minutes:.0f}"])
+            (
+                place,
+                [
+                    method,
+                    f"{epochs} x {base_dim}",
+                    "yes" if augmentation else "no",
+                    str(len(runs)),
+                    *cells,
+                    f"{minutes:.0f}",
+                ],
+            )
         )
     for system in ("untrained", "mfcc"):
         found = [
@@ -202,9 +223,9 @@ def table(lines: list[dict[str, Any]]) -> str:
         ]
         if found:
             cells = [_cell(found[:1], system, name) for name in LISTS]
-            rows.append((_eer(found[0], system, LISTS[0]), [f"*{system}*", "", "", *cells, ""]))
-    heads = ["method", "epochs x channels", "seeds", *LISTS, "min"]
-    text = [heads, ["---"] * 3 + ["---:"] * (len(heads) - 3), *(cells for _, cells in sorted(rows))]
+            rows.append((_eer(found[0], system, LISTS[0]), [f"*{system}*", *[""] * 3, *cells, ""]))
+    heads = ["method", "epochs x channels", "augmented", "seeds", *LISTS, "min"]
+    text = [heads, ["---"] * 4 + ["---:"] * (len(heads) - 4), *(cells for _, cells in sorted(rows))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in text)
 
 
@@ -219,7 +240,8 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         axes = figure.add_subplot(rows, columns, place)
         epochs = range(1, len(line["loss"]) + 1)
         axes.plot(epochs, line["loss"], color="#0072B2")
-        axes.set_title(f"{line['method']}, seed {line['seed']}", fontsize=8)
+        clean = "" if line["augmentation"] else ", clean"
+        axes.set_title(f"{line['method']}, seed {line['seed']}{clean}", fontsize=8)
         axes.tick_params(labelsize=6, axis="y", labelcolor="#0072B2")
         axes.tick_params(labelsize=6, axis="x")
         rank = axes.twinx()
