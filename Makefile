@@ -22,9 +22,10 @@ demo: $(READY)
 	$(PY) sslsv/bin/train.py $(DEMO_CONFIG) dataset.base_path=$(DEMO_DATA) $(DEMO_SET)
 	$(PY) sslsv/bin/evaluate.py $(DEMO_CONFIG) --baselines --plots dataset.base_path=$(DEMO_DATA) $(DEMO_SET)
 
-# A process for each core (of eight at most), which keeps to that core.
+# A process for each core (eight at most), each with whole files of tests.
 test: lint
-	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not soak" -n auto --maxprocesses 8 --dist loadfile $(PYTEST)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not soak" -n auto --maxprocesses 8 \
+	  --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 lint: $(READY)
 	$(PY) -m ruff check .

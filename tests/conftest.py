@@ -17,8 +17,14 @@ hypothesis.settings.register_profile("default", deadline=None)  # machines are s
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)  # a verdict to repeat
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
 
+LONGEST = ["test_interrupt.py", "test_learning.py", "test_readme.py", "test_notebooks.py"]
 RATE = audio.SAMPLE_RATE
 SPEAKERS, UTTERANCES = 8, 4
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process works on one of them when the others are done."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True)
