@@ -1,8 +1,8 @@
 """Every method of models/small trained on one small corpus under one budget, and evaluated.
 
     python benchmarks/compare_methods.py --data ../shared/data
-    python benchmarks/compare_methods.py --data ../shared/data --seeds 1 2 3 simclr vicreg
-    python benchmarks/compare_methods.py --data ../shared/data --no-augmentation simclr
+    python benchmarks/compare_methods.py simclr vicreg --data ../shared/data --seeds 1 2 3
+    python benchmarks/compare_methods.py simclr --data ../shared/data --no-augmentation
     python benchmarks/compare_methods.py --table
 
 The same encoder, epochs, batches, augmentation and learning rate for all; what is remembered or

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from sslsv.cli.base import Command
+from sslsv.errors import ConfigError
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,14 +66,32 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="also use the logarithms of both files' durations; paths in lists are below FOLDER",
     )
+    parser.add_argument(
+        "--enrolments",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="for --durations, where score files hold ids: the <list>.enrol with their files",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from sslsv.evaluations.calibration import calibrate
 
     a = arguments
+    if a.enrolments and not a.durations:
+        raise ConfigError("--enrolments: is used by --durations only; give --durations as well")
     calibration, table = calibrate(
-        a.apply, a.output, a.fit, a.model, a.prior, a.quality, a.columns, a.durations
+        a.apply,
+        a.output,
+        a.fit,
+        a.model,
+        a.prior,
+        a.quality,
+        a.columns,
+        a.durations,
+        a.enrolments,
     )
     for remark in calibration.remarks:
         print(f"warning: {remark}", file=sys.stderr)

@@ -15,7 +15,6 @@ IDLab VoxSRC-20 submission", ICASSP 2021.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,13 +23,12 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, logit
 
-from sslsv import audio
 from sslsv.errors import ConfigError, DataError, listing
 from sslsv.evaluations import metrics
-from sslsv.evaluations.base import Measures
+from sslsv.evaluations.quality import log_durations, read_measures
 from sslsv.evaluations.table import format_table
-from sslsv.evaluations.trials import Trials, read_scores, write_scores
-from sslsv.files import atomic_write, read_json, write_json
+from sslsv.evaluations.trials import Trials, read_enrolments, read_scores, write_scores
+from sslsv.files import read_json, write_json
 
 _ITERATIONS = 100
 _SMALL_STEP = 1e-9  # of any trial's ratio in one iteration: the optimum is reached
@@ -247,83 +245,6 @@ def _separates(f: np.ndarray, labels: np.ndarray) -> bool:
     return bool(lowest >= f[~labels].max() and f.min() < f.max())
 
 
-# ---------------------------------------------------------------------------- quality measures
-
-
-def write_measures(path: Path, measures: Measures) -> None:
-    """A CSV with a column ``File`` and the measures."""
-    columns = [values.tolist() for values in measures.columns.values()]
-    with atomic_write(path, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["File", *measures.columns])
-        writer.writerows(zip(measures.files, *columns, strict=True))
-
-
-def read_measures(
-    paths: Sequence[Path], columns: Sequence[str] | None = None
-) -> dict[str, dict[str, float]]:
-    """``{measure: {file: value}}`` of CSVs with a column ``File``.
-
-    Args:
-        columns: which to use; None: all others, which must be numbers.
-
-    Raises:
-        DataError: naming file, column and line; also where two values are given for one file.
-    """
-    import pandas as pd
-
-    found: dict[str, dict[str, float]] = {}
-    for path in paths:
-        try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, index_col=False)
-        except FileNotFoundError:
-            raise DataError(f"{path}: file not found") from None
-        except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-            raise DataError(f"{path}: cannot be read as CSV ({str(error).strip()})") from None
-        if "File" not in table.columns:
-            raise DataError(f"{path}: no column 'File'; its columns are {', '.join(table.columns)}")
-        for name in table.columns:
-            if name == "File" or (columns and name not in columns):
-                continue
-            of_files = found.setdefault(name, {})
-            pairs = zip(table["File"], table[name], strict=True)
-            for line, (file, text) in enumerate(pairs, start=2):
-                value = _number(text)
-                if value is None:
-                    raise DataError(
-                        f"{path} line {line}: '{text[:100]}' in column '{name}' is not a finite "
-                        "number; --columns chooses others"
-                    )
-                if of_files.setdefault(file, value) != value:
-                    raise DataError(
-                        f"{path} line {line}: another '{name}' of {file} was read before; measures "
-                        "of several systems need columns of different names"
-                    )
-    missing = [name for name in columns or () if name not in found]
-    if missing:
-        raise DataError(
-            f"no column '{missing[0]}' in {', '.join(map(str, paths))}; there are: "
-            f"{', '.join(found) or 'none'}"
-        )
-    if paths and not found:
-        raise DataError(f"{', '.join(map(str, paths))}: no column beside 'File'")
-    return found
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if np.isfinite(value) else None
-
-
-def log_durations(files: Sequence[str], base_path: Path, resample: bool = True) -> dict[str, float]:
-    """Natural logarithm of each file's seconds, from its header."""
-    lengths = {file: audio.probe(base_path / file, resample=resample) for file in files}
-    return {file: float(np.log(n / audio.SAMPLE_RATE)) for file, n in lengths.items()}
-
-
 # ---------------------------------------------------------------------------- score files
 
 
@@ -406,6 +327,7 @@ def calibrate(
     quality: Sequence[Path] = (),
     columns: Sequence[str] | None = None,
     durations: Path | None = None,
+    enrolments: Sequence[Path] = (),
 ) -> tuple[Calibration, str]:
     """Fit on one list of trials, apply to another; or apply a ``model`` that was fitted before.
 
@@ -414,6 +336,7 @@ def calibrate(
         output: score file of ratios; a fitted model goes beside it, as JSON.
         quality: CSVs with measures of files; ``columns`` of them, None: all.
         durations: folder below which files lie whose log duration is a measure too.
+        enrolments: lists of the files of ids that score files hold in place of files.
 
     Returns:
         The calibration, and a table of metrics before and after.
@@ -437,8 +360,9 @@ def calibrate(
     lists = [wanted, *([fitted] if fitted else [])]
     measures = read_measures(quality, columns)
     if durations:
-        files = dict.fromkeys(file for each in lists for file in each.trials.files)
-        measures["log_duration"] = log_durations(list(files), durations)
+        compared = dict.fromkeys(file for each in lists for file in each.trials.files)
+        models = {id_: files for path in enrolments for id_, files in read_enrolments(path).items()}
+        measures["log_duration"] = log_durations(list(compared), durations, models)
     names, x = wanted.inputs(measures)
 
     table: dict[str, dict[str, float]] = {}

@@ -21,11 +21,9 @@ from sslsv.evaluations.base import Measures
 from sslsv.evaluations.calibration import (
     Calibration,
     fit,
-    log_durations,
     read_list,
-    read_measures,
-    write_measures,
 )
+from sslsv.evaluations.quality import write_measures
 from sslsv.evaluations.trials import make_trials, read_scores, write_scores
 
 PRIORS = [0.01, 0.5, 0.9]
@@ -353,50 +351,6 @@ def test_other_files_are_no_calibration(tmp_path: Path, text: str | None, messag
         Calibration.load(path)
 
 
-def test_measures_are_read_back_to_the_last_bit(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).standard_normal((2, 3))
-    files = ["a.wav", "b,c.wav", 'd"e.wav']
-    write_measures(tmp_path / "m.csv", Measures(files, dict(zip("xy", values, strict=True))))
-    found = read_measures([tmp_path / "m.csv"])
-    assert found == {n: dict(zip(files, v, strict=True)) for n, v in zip("xy", values, strict=True)}
-    assert read_measures([tmp_path / "m.csv"], ["y"]) == {"y": found["y"]}
-
-
-def test_measures_of_several_files_are_joined(tmp_path: Path) -> None:
-    (tmp_path / "1.csv").write_text("File,x\na,1\nb,2\n")
-    (tmp_path / "2.csv").write_text("x,File,y\n2,b,5\n3,c,6\n")
-    found = read_measures([tmp_path / "1.csv", tmp_path / "2.csv"])
-    assert found == {"x": {"a": 1, "b": 2, "c": 3}, "y": {"b": 5, "c": 6}}
-
-
-@pytest.mark.parametrize(
-    ("text", "columns", "message"),
-    [
-        (None, None, "1.csv: file not found"),
-        ("x,y\n1,2\n", None, "1.csv: no column 'File'; its columns are x, y"),
-        ("File\na\n", None, "1.csv: no column beside 'File'"),
-        ("File,x\na,1\nb,loud\n", None, "1.csv line 3: 'loud' in column 'x' is not a finite"),
-        ("File,x\na,inf\n", None, "1.csv line 2: 'inf' in column 'x' is not a finite"),
-        ("File,x\na,1\n", ["z"], "no column 'z' in .*1.csv; there are: none"),
-        ("File,x\na,1\na,2\n", None, "1.csv line 3: another 'x' of a was read before"),
-        ("", None, "1.csv: cannot be read as CSV"),
-    ],
-)
-def test_measures_that_cannot_be_used(
-    tmp_path: Path, text: str | None, columns: list[str] | None, message: str
-) -> None:
-    if text is not None:
-        (tmp_path / "1.csv").write_text(text)
-    with pytest.raises(DataError, match=message):
-        read_measures([tmp_path / "1.csv"], columns)
-
-
-def test_durations_are_those_of_the_audio(corpus: Path) -> None:
-    files = ["wav/id00/s0/00000.wav", "wav/id03/s1/00001.wav"]
-    found = log_durations(files, corpus)
-    assert found == {f: pytest.approx(log(sf.info(corpus / f).duration)) for f in files}
-
-
 # ------------------------------------------------------------------------------------ the command
 
 Scored = Callable[..., Path]
@@ -561,6 +515,33 @@ def test_durations_are_read_from_the_files(
     assert model.inputs == ["score 1", "enrol log_duration", "test log_duration"]
     seconds = np.array([sf.info(corpus / file).duration for file in trials.files])
     x = np.column_stack((scores, np.log(seconds)[trials.enrol], np.log(seconds)[trials.test]))
+    np.testing.assert_allclose(
+        read_scores(tmp_path / "out.txt")[1], fit(x, labels).apply(x), atol=1e-9
+    )
+
+
+def test_an_id_is_as_long_as_its_files(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [f"wav/id0{speaker}/s{n % 2}/{n:05d}.wav" for speaker in range(4) for n in range(3)]
+    (tmp_path / "list.enrol").write_text("one " + " ".join(files[:3]) + f"\ntwo {files[3]}\n")
+    enrol = ["one", "two"] * len(files)
+    test = [file for file in files for _ in range(2)]
+    labels = np.random.default_rng(0).random(len(test)) < 0.5
+    scores = np.random.default_rng(1).standard_normal(len(test))
+    write_scores(tmp_path / "s.txt", make_trials("list", enrol, test, labels), scores)
+    command = ["--fit", tmp_path / "s.txt", "--apply", tmp_path / "s.txt"]
+    command += ["--output", tmp_path / "out.txt"]
+    said = refused(capsys, *command, "--durations", corpus)
+    assert said.startswith(f"{corpus}/one: ")
+    said = refused(capsys, *command, "--enrolments", tmp_path / "list.enrol")
+    assert said == "--enrolments: is used by --durations only; give --durations as well"
+
+    command += ["--durations", corpus, "--enrolments", tmp_path / "list.enrol"]
+    assert run(capsys, *command)[0] == 0
+    seconds = {file: sf.info(corpus / file).duration for file in files}
+    seconds |= {"one": sum(seconds[file] for file in files[:3]), "two": seconds[files[3]]}
+    x = np.column_stack((scores, *(np.log([seconds[x] for x in side]) for side in (enrol, test))))
     np.testing.assert_allclose(
         read_scores(tmp_path / "out.txt")[1], fit(x, labels).apply(x), atol=1e-9
     )
