@@ -28,8 +28,8 @@ from sslsv.evaluations.classification import (
     refuse_missing_head,
     saved_labels,
 )
-from sslsv.evaluations.conditions import Stress, Stressable, prepare, run_under_all
 from sslsv.evaluations.split import hold_out, split_of
+from sslsv.evaluations.stress import Stress, Stressable, prepare, run_under_all
 from sslsv.evaluations.trials import Trials
 from sslsv.evaluations.verification import Verification
 from sslsv.files import read_json

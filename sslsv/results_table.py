@@ -23,7 +23,7 @@ from sslsv import config_files
 from sslsv.config import RESOLVED_NAME, Config, load_config
 from sslsv.encoders.huggingface import FoundationConfig
 from sslsv.errors import DataError, listing
-from sslsv.evaluations.conditions import MARK
+from sslsv.evaluations.stress import MARK
 from sslsv.experiment import build_method
 from sslsv.files import atomic_write, read_json
 

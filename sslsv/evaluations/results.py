@@ -15,8 +15,8 @@ from sslsv.evaluations.base import EvaluationConfig, Result
 from sslsv.evaluations.bootstrap import Interval
 from sslsv.evaluations.classification import write_predictions
 from sslsv.evaluations.compare import FEW, list_hash, read_speakers
-from sslsv.evaluations.conditions import MARK, format_conditions, split_conditions
 from sslsv.evaluations.quality import write_measures
+from sslsv.evaluations.stress import MARK, format_conditions, split_conditions
 from sslsv.evaluations.table import format_table
 from sslsv.evaluations.trials import Trials, write_scores
 from sslsv.files import write_json

@@ -20,9 +20,10 @@ from sslsv.errors import ConfigError, DataError
 from sslsv.evaluations import metrics, transforms
 from sslsv.evaluations.base import Embed, Map, Result, Scores, Task, TaskConfig
 from sslsv.evaluations.bootstrap import joined
-from sslsv.evaluations.conditions import Condition, Stress
+from sslsv.evaluations.conditions import Condition
 from sslsv.evaluations.embeddings import Extraction, extract
 from sslsv.evaluations.split import SPLIT, SplitConfig
+from sslsv.evaluations.stress import Stress
 from sslsv.evaluations.transforms import Chain, Transform, fit_chain
 from sslsv.evaluations.trials import Sides, Trials, check_files, read_trials
 from sslsv.methods.base import Method

@@ -15,7 +15,7 @@ from sslsv import config_files
 from sslsv.errors import DataError
 from sslsv.evaluations import metrics, plots
 from sslsv.evaluations.compare import list_hash
-from sslsv.evaluations.conditions import MARK
+from sslsv.evaluations.stress import MARK
 from sslsv.evaluations.trials import Trials, read_scores
 from sslsv.files import read_json
 

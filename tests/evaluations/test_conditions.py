@@ -21,15 +21,17 @@ from sslsv.evaluations.base import EvaluationConfig, Result
 from sslsv.evaluations.conditions import (
     Codec,
     Condition,
+    check_names,
+    make_condition,
+)
+from sslsv.evaluations.cosine import SVCosine, SVCosineConfig
+from sslsv.evaluations.stress import (
     Stress,
     Stressable,
-    check_names,
     format_conditions,
-    make_condition,
     prepare,
     split_conditions,
 )
-from sslsv.evaluations.cosine import SVCosine, SVCosineConfig
 from sslsv.evaluations.trials import make_trials
 
 CPU = torch.device("cpu")

@@ -24,8 +24,9 @@ from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError, DataError
 from sslsv.evaluations import metrics
 from sslsv.evaluations.base import Result
-from sslsv.evaluations.conditions import Stress, make_condition
+from sslsv.evaluations.conditions import make_condition
 from sslsv.evaluations.plda import PLDA, fit_subspace, fit_two_covariance
+from sslsv.evaluations.stress import Stress
 from sslsv.evaluations.sv_plda import SVPLDA, SVPLDAConfig
 from sslsv.evaluations.transforms import (
     LDA,

@@ -19,8 +19,9 @@ from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError, DataError
 from sslsv.evaluations import metrics
 from sslsv.evaluations.base import Result
-from sslsv.evaluations.conditions import Stress, make_condition
+from sslsv.evaluations.conditions import make_condition
 from sslsv.evaluations.cosine import SVCosine, SVCosineConfig
+from sslsv.evaluations.stress import Stress
 from sslsv.evaluations.transforms import Chain, UnitLength
 from sslsv.evaluations.verification import Metric, measure
 
