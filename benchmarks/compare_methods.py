@@ -9,7 +9,7 @@ The same encoder, epochs, batches, augmentation and learning rate for all; what 
 clustered is made to fit a thousand files (SIZES). Methods that need labels learn from train.csv,
 the others from pool.csv. A run that is there already is not made again, one that was stopped goes
 on, and each result is a line in docs/comparison.jsonl as soon as it is known. ``--table`` prints
-these lines as Markdown.
+these lines as Markdown, with what losses and embeddings did.
 """
 
 from __future__ import annotations
@@ -26,9 +26,13 @@ from typing import Any
 # Before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from scipy.stats import spearmanr
+
+from sslsv import distributed
 from sslsv.config import Config, load_config
 from sslsv.experiment import evaluate, train
 from sslsv.files import read_json
+from sslsv.trainer.precision import choose
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "comparison.jsonl"
@@ -110,7 +114,8 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     if options.table or options.curves:
         if options.table:
-            print(table(read_results(options.results)))
+            lines = read_results(options.results)
+            print(f"{table(lines)}\n\n{signals(lines)}")
         if options.curves:
             draw(read_results(options.results), options.curves)
         return
@@ -170,6 +175,7 @@ def measure(method: str, seed: int, options: argparse.Namespace, first: bool) ->
         "epochs": options.epochs,
         "base_dim": options.base_dim,
         "augmentation": options.augmentation,
+        "precision": choose(config.trainer.mixed_precision, distributed.default_device()),
         "changed": sizes_of(method, options.epochs),
         "loss": [round(epoch["train/loss"], 4) for epoch in history],
         "effective_rank": [round(epoch["train/effective_rank"], 2) for epoch in history],
@@ -227,6 +233,29 @@ def table(lines: list[dict[str, Any]]) -> str:
     heads = ["method", "epochs x channels", "augmented", "seeds", *LISTS, "min"]
     text = [heads, ["---"] * 4 + ["---:"] * (len(heads) - 4), *(cells for _, cells in sorted(rows))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in text)
+
+
+def signals(lines: list[dict[str, Any]]) -> str:
+    """Markdown: what the loss and the effective rank of the embeddings did in the first seed's run
+    of each method; then how rank and EER go together where embeddings are pooled and no labels
+    are used."""
+    text = [f"| method | EER on {LISTS[0]} | loss, first and last epoch | effective rank |"]
+    text.append("| --- | ---: | ---: | ---: |")
+    pairs: list[tuple[float, float]] = []
+    first = [line for line in lines if line["seed"] == 1 and line["augmentation"]]
+    for line in sorted(first, key=lambda line: _eer(line["results"], "test", LISTS[0])):
+        eer = _eer(line["results"], "test", LISTS[0])
+        loss, rank = line["loss"], line["effective_rank"]
+        text.append(
+            f"| {line['method']} | {eer:.2f} | {loss[0]:.2f} → {loss[-1]:.2f} "
+            f"| {rank[0]:.1f} → {rank[-1]:.1f} |"
+        )
+        if line["method"] not in ("supervised", "cpc"):
+            pairs.append((rank[-1], eer))
+    found = spearmanr(*zip(*pairs, strict=True)).statistic
+    return "\n".join(
+        [*text, "", f"Spearman of last rank and EER: {found:.2f} ({len(pairs)} methods)"]
+    )
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:

@@ -70,6 +70,27 @@ def test_a_row_for_each_budget_the_best_first() -> None:
     ]
 
 
+def test_loss_and_rank_of_the_first_seed_beside_the_eer() -> None:
+    curves = {"loss": [4.0, 3.0, 2.5], "effective_rank": [3.0, 5.0]}
+    lines = [
+        line("moco", eer=30, **curves | {"effective_rank": [2.0, 4.0]}),
+        line("simclr", eer=24, **curves | {"effective_rank": [2.0, 9.0]}),
+        line("byol", eer=28, **curves | {"effective_rank": [2.0, 3.0]}),
+        line("simclr", seed=2, eer=1, **curves),
+        line("vicreg", eer=1, augmentation=False, **curves),
+        line("cpc", eer=40, **curves),  # no pooling: its rank is another matter
+    ]
+    rows = compare_methods.signals(lines).splitlines()
+    assert rows[2:6] == [
+        "| simclr | 24.00 | 4.00 → 2.50 | 2.0 → 9.0 |",
+        "| byol | 28.00 | 4.00 → 2.50 | 2.0 → 3.0 |",
+        "| moco | 30.00 | 4.00 → 2.50 | 2.0 → 4.0 |",
+        "| cpc | 40.00 | 4.00 → 2.50 | 3.0 → 5.0 |",
+    ]
+    # Ranks 3 1 2 against 1 2 3: 1 - 6 * (4 + 1 + 1) / (3 * 8)
+    assert rows[-1] == "Spearman of last rank and EER: -0.50 (3 methods)"
+
+
 def test_what_is_there_already_is_not_run_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
