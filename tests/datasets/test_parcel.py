@@ -1,5 +1,6 @@
 """Batches that cross from a worker to the main process in one block."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -38,6 +39,7 @@ def descriptors() -> int:
 
 
 def send(connection: Any, count: int) -> None:
+    gc.collect()  # what other tests left and the fork has taken along would close files meanwhile
     counts = []
     for _ in range(count):
         connection.send_bytes(ForkingPickler.dumps(Parcel(make_content())))
@@ -52,6 +54,7 @@ def test_what_arrives_is_what_was_sent() -> None:
     process = context.Process(target=send, args=(there, 3))
     process.start()
     expected = make_content()
+    gc.collect()
     before = descriptors()
     contents = []
     for _ in range(3):
