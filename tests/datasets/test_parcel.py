@@ -13,6 +13,8 @@ import torch
 
 from sslsv.datasets.parcel import Parcel
 
+COUNT = 20
+
 
 @dataclass
 class Content:
@@ -51,13 +53,13 @@ def send(connection: Any, count: int) -> None:
 def test_what_arrives_is_what_was_sent() -> None:
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
-    process = context.Process(target=send, args=(there, 3))
+    process = context.Process(target=send, args=(there, COUNT))
     process.start()
     expected = make_content()
     gc.collect()
     before = descriptors()
     contents = []
-    for _ in range(3):
+    for _ in range(COUNT):
         contents.append(pickle.loads(here.recv_bytes()))
         here.send("arrived")
     kept_by_sender = here.recv()
@@ -71,8 +73,9 @@ def test_what_arrives_is_what_was_sent() -> None:
             assert torch.equal(tensor, other)
         content.tensors[0].mul_(2)  # it can be written to, and is nobody else's
     assert torch.equal(contents[0].tensors[0], 2 * expected.tensors[0])
-    assert descriptors() <= before + 3  # a mapping keeps its file open
-    assert kept_by_sender[0] == kept_by_sender[-1]
+    assert descriptors() <= before + COUNT  # a mapping keeps its file open
+    # One a parcel would be COUNT - 1 more; what is opened and closed beside it is a handful.
+    assert kept_by_sender[-1] < kept_by_sender[0] + COUNT // 2
 
 
 def test_content_without_tensors() -> None:
