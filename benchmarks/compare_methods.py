@@ -37,6 +37,7 @@ from sslsv.trainer.precision import choose
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "comparison.jsonl"
 LISTS = ("trials.txt", "trials_fsdd.txt", "trials_emodb.txt")
+SPEAKERS = "metadata.csv"  # of the corpus: who speaks in each file of the lists
 PROJECTOR = ["method.projector_hidden_dim=512", "method.projector_output_dim=128"]
 MULTICROP = ["dataset.ssl_dino_local_count=2"]
 SSPS = [
@@ -148,6 +149,7 @@ def settings(method: str, seed: int, options: argparse.Namespace) -> Config:
         "dataset.train=pool.csv",
         "dataset.wrap_length=64000",
         f"dataset.augmentation.enable={options.augmentation}",
+        f"evaluation.speakers={SPEAKERS}",
         f"evaluation.test.0.trials=[{','.join(LISTS)}]",
     ]
     sizes = sizes_of(method, options.epochs)
