@@ -184,7 +184,7 @@ class Model:
     rate (unless ``resample``), shorter than 0.1 s, silent, not finite.
     """
 
-    run: Embed  # (B, T) -> (B, D), see `Embed`
+    run: Embed = field(repr=False)  # (B, T) -> (B, D), see `Embed`
     min_samples: int  # the shortest waveform that `run` takes
     resample: bool = False  # convert files of another rate; False: refuse them
     calibration: ScoreCalibration | None = None  # None: scores only

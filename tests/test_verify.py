@@ -209,6 +209,11 @@ class TestScore:
 
 
 class TestLoad:
+    def test_prints_in_a_line_without_its_layers(self, finished: Path) -> None:
+        text = repr(sslsv.load(finished))
+        assert text.startswith("Model(min_samples=")
+        assert "\n" not in text
+
     def test_package_has_it_and_nothing_else(self) -> None:
         assert sslsv.load is model.load
         assert sslsv.Model is Model
