@@ -62,7 +62,6 @@ class SVCosine(Verification):
 
     config: SVCosineConfig
     _map: Chain | None = None
-    _cohort_embeddings: np.ndarray | None = None
 
     def __init__(
         self,
