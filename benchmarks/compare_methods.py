@@ -239,20 +239,20 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 def signals(lines: list[dict[str, Any]]) -> str:
     """Markdown: what the loss and the effective rank of the embeddings did in the first seed's run
-    of each method; then how rank and EER go together where embeddings are pooled and no labels
-    are used."""
+    of each method; then how rank and EER go together with augmentation, where embeddings are
+    pooled and no labels are used."""
     text = [f"| method | EER on {LISTS[0]} | loss, first and last epoch | effective rank |"]
     text.append("| --- | ---: | ---: | ---: |")
     pairs: list[tuple[float, float]] = []
-    first = [line for line in lines if line["seed"] == 1 and line["augmentation"]]
+    first = [line for line in lines if line["seed"] == 1]
     for line in sorted(first, key=lambda line: _eer(line["results"], "test", LISTS[0])):
         eer = _eer(line["results"], "test", LISTS[0])
         loss, rank = line["loss"], line["effective_rank"]
         text.append(
-            f"| {line['method']} | {eer:.2f} | {loss[0]:.2f} → {loss[-1]:.2f} "
+            f"| {line['method']}{_clean(line)} | {eer:.2f} | {loss[0]:.2f} → {loss[-1]:.2f} "
             f"| {rank[0]:.1f} → {rank[-1]:.1f} |"
         )
-        if line["method"] not in ("supervised", "cpc"):
+        if line["augmentation"] and line["method"] not in ("supervised", "cpc"):
             pairs.append((rank[-1], eer))
     found = spearmanr(*zip(*pairs, strict=True)).statistic
     return "\n".join(
@@ -271,8 +271,7 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
         axes = figure.add_subplot(rows, columns, place)
         epochs = range(1, len(line["loss"]) + 1)
         axes.plot(epochs, line["loss"], color="#0072B2")
-        clean = "" if line["augmentation"] else ", clean"
-        axes.set_title(f"{line['method']}, seed {line['seed']}{clean}", fontsize=8)
+        axes.set_title(f"{line['method']}, seed {line['seed']}{_clean(line)}", fontsize=8)
         axes.tick_params(labelsize=6, axis="y", labelcolor="#0072B2")
         axes.tick_params(labelsize=6, axis="x")
         rank = axes.twinx()
@@ -281,6 +280,10 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     figure.supxlabel("epoch; solid: training loss, dashed: effective rank", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
+
+
+def _clean(line: dict[str, Any]) -> str:
+    return "" if line["augmentation"] else ", clean"
 
 
 def _eer(results: dict[str, float], system: str, name: str) -> float:

@@ -81,7 +81,8 @@ def test_loss_and_rank_of_the_first_seed_beside_the_eer() -> None:
         line("cpc", eer=40, **curves),  # no pooling: its rank is another matter
     ]
     rows = compare_methods.signals(lines).splitlines()
-    assert rows[2:6] == [
+    assert rows[2:7] == [
+        "| vicreg, clean | 1.00 | 4.00 → 2.50 | 3.0 → 5.0 |",
         "| simclr | 24.00 | 4.00 → 2.50 | 2.0 → 9.0 |",
         "| byol | 28.00 | 4.00 → 2.50 | 2.0 → 3.0 |",
         "| moco | 30.00 | 4.00 → 2.50 | 2.0 → 4.0 |",
