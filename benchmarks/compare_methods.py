@@ -201,14 +201,22 @@ def add(path: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Markdown: a row for each method and budget, best EER on the first list first."""
-    groups: dict[tuple[str, int, int, bool], list[dict[str, Any]]] = {}
+Budget = tuple[str, int, int, bool]  # method, epochs, channels, augmentation
+
+
+def by_budget(lines: Iterable[dict[str, Any]]) -> dict[Budget, list[dict[str, Any]]]:
+    """The runs of all seeds."""
+    groups: dict[Budget, list[dict[str, Any]]] = {}
     for line in lines:
         budget = (line["epochs"], line["base_dim"], line["augmentation"])
         groups.setdefault((line["method"], *budget), []).append(line)
+    return groups
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each method and budget, best EER on the first list first."""
     rows = []
-    for (method, epochs, base_dim, augmentation), runs in groups.items():
+    for (method, epochs, base_dim, augmentation), runs in by_budget(lines).items():
         cells = [_cell([run["results"] for run in runs], "test", name) for name in LISTS]
         minutes = statistics.mean(run["training_s"] for run in runs) / 60
         place = statistics.mean(_eer(run["results"], "test", LISTS[0]) for run in runs)
@@ -261,21 +269,25 @@ def signals(lines: list[dict[str, Any]]) -> str:
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Training loss and effective rank of the embeddings by epoch, a small picture a run."""
+    """Training loss and effective rank of the embeddings by epoch: a small picture for each method
+    and budget, the curves of its seeds in one."""
     from matplotlib.figure import Figure
 
+    groups = by_budget(sorted(lines, key=lambda x: (x["method"], not x["augmentation"])))
     columns = 5
-    rows = math.ceil(len(lines) / columns)
+    rows = math.ceil(len(groups) / columns)
     figure = Figure(figsize=(2.4 * columns, 1.9 * rows), dpi=120, layout="constrained")
-    for place, line in enumerate(sorted(lines, key=lambda x: (x["method"], x["seed"])), 1):
+    for place, runs in enumerate(groups.values(), 1):
         axes = figure.add_subplot(rows, columns, place)
-        epochs = range(1, len(line["loss"]) + 1)
-        axes.plot(epochs, line["loss"], color="#0072B2")
-        axes.set_title(f"{line['method']}, seed {line['seed']}{_clean(line)}", fontsize=8)
+        rank = axes.twinx()
+        for run in runs:
+            epochs = range(1, len(run["loss"]) + 1)
+            axes.plot(epochs, run["loss"], color="#0072B2", linewidth=1)
+            rank.plot(epochs, run["effective_rank"], color="#D55E00", linewidth=1, linestyle="--")
+        seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
+        axes.set_title(f"{runs[0]['method']}{_clean(runs[0])}{seeds}", fontsize=8)
         axes.tick_params(labelsize=6, axis="y", labelcolor="#0072B2")
         axes.tick_params(labelsize=6, axis="x")
-        rank = axes.twinx()
-        rank.plot(epochs, line["effective_rank"], color="#D55E00", linestyle="--")
         rank.tick_params(labelsize=6, labelcolor="#D55E00")
     figure.supxlabel("epoch; solid: training loss, dashed: effective rank", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
