@@ -107,7 +107,8 @@ def check_script(script: Path, arguments: list[str]) -> None:
     """The options stand in its source, which is quick to read, or else in its help."""
     assert script.is_file(), f"{script}: no such script"
     for option in (word for word in arguments if word.startswith("--")):
-        known = f'"{option}"' in script.read_text() or f"{option} " in help_of(script)
+        whole = rf"{re.escape(option)}(?![\w-])"
+        known = f'"{option}"' in script.read_text() or re.search(whole, help_of(script))
         assert known, f"{script}: no option {option}"
 
 
