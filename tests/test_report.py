@@ -348,7 +348,7 @@ class TestInABrowser:
             ],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         return done.stdout, done.stderr
 

@@ -203,7 +203,7 @@ def test_processes_that_start_together_build_it_once(base: Path) -> None:
         process.start()
     start.set()
     for process in processes:
-        process.join(60)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0] * 4
     assert made.value == len(LENGTHS)
 

@@ -455,6 +455,7 @@ from common import parallel_map
 def wait(number):
     print("here", flush=True)
     time.sleep(60)
+    print("still here", flush=True)
 if __name__ == "__main__":
     parallel_map(wait, range(2), 2, "waits")
 """
@@ -470,7 +471,7 @@ def test_processes_end_with_their_parent(tmp_path: Path) -> None:
     )
     assert [process.stdout.readline() for _ in range(2)] == ["here\n", "here\n"]
     process.kill()
-    assert process.stdout.read() == ""  # returns once all of them are gone, at once
+    assert process.stdout.read() == ""  # returns once all of them are gone
     process.wait()
     process.stdout.close()
 

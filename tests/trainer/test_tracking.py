@@ -559,7 +559,7 @@ def real(tmp_path) -> Real:
             stdin=stdin,
             stdout=subprocess.PIPE,
             text=True,
-            timeout=120,
+            timeout=600,
             env=environment,
             **kw,
         )
