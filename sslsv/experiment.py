@@ -162,6 +162,9 @@ def evaluate(
     stresses = prepare(config.evaluation, tasks, config.dataset.base_path, config.dataset.resample)
     trials = [t for task in tasks if isinstance(task, Verification) for t in task.lists.values()]
     lists = report.Lists(trials, config.evaluation, config.dataset.base_path)
+    for task in tasks:
+        if isinstance(task, Verification):
+            task.speakers = lists.known
     earlier = read_json(run_dir / "evaluation.json")
     device = distributed.default_device()
     path = checkpoint.checkpoint_path(run_dir, suffix)

@@ -43,43 +43,54 @@ def speaker_codes(trials: Trials, speakers: Mapping[str, str] | None = None) -> 
     """Who speaks in each trial: (2, T) integers from 0, of the enrolment and the test side.
 
     Args:
-        speakers: speaker of each file. None: files that target trials join, directly or over other
-            files, are one speaker, and a file without a target trial is one of its own. Where the
-            trials do not join all files of a speaker, intervals are then too narrow.
+        speakers: see `codes_of_files`. Where it is None and the trials do not join all files of a
+            speaker, intervals are too narrow.
 
     Raises:
         DataError: files have no speaker, or labels contradict the speakers.
     """
-    if speakers is None:
-        code = joined(trials)
-        mend = "name the speakers of the files (--speakers FILE.csv)"
-    else:
-        if missing := [file for file in trials.files if file not in speakers]:
-            raise DataError(
-                f"{trials.name}: {len(missing)} of {len(trials.files)} files have no speaker: "
-                f"{listing(missing)}"
-            )
-        code = np.unique([speakers[file] for file in trials.files], return_inverse=True)[1]
-        mend = "correct the list or the speakers"
-    pairs = code[np.stack([trials.enrol, trials.test])]
+    pairs = codes_of_files(trials, speakers)[np.stack([trials.enrol, trials.test])]
     wrong = np.flatnonzero((pairs[0] == pairs[1]) != trials.labels)
     if len(wrong):
         enrol, test = trials.enrol[wrong].tolist(), trials.test[wrong].tolist()
         named = zip(trials.labels[wrong], enrol, test, strict=True)
+        if speakers is None:
+            source, mend = "target trials", "name the speakers of the files (--speakers FILE.csv)"
+        else:
+            source, mend = "speakers", "correct the list or the speakers"
         raise DataError(
-            f"{trials.name}: {len(wrong)} of {len(trials)} labels contradict the "
-            f"{'speakers' if speakers is not None else 'target trials'}; {mend}: "
+            f"{trials.name}: {len(wrong)} of {len(trials)} labels contradict the {source}; {mend}: "
             + listing([f"'{label:d} {trials.files[a]} {trials.files[b]}'" for label, a, b in named])
         )
     return pairs
 
 
-def joined(trials: Trials) -> np.ndarray:
-    """Connected component (files,) of each file in the graph of target trials."""
-    a, b = trials.enrol[trials.labels], trials.test[trials.labels]
-    size = len(trials.files)
-    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(size, size))
-    return connected_components(graph, directed=False)[1]
+def codes_of_files(trials: Trials, speakers: Mapping[str, str] | None = None) -> np.ndarray:
+    """Who speaks in each of ``trials.files``: (files,) integers from 0.
+
+    Args:
+        speakers: speaker of each file; an enrolment id that is not in it is of the speaker of its
+            first file. None: files that target trials join, directly or over other files, are one
+            speaker, and a file without a target trial is one of its own.
+
+    Raises:
+        DataError: files have no speaker.
+    """
+    if speakers is None:
+        a, b = trials.enrol[trials.labels], trials.test[trials.labels]
+        size = len(trials.files)
+        graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(size, size))
+        return connected_components(graph, directed=False)[1]
+    files = [
+        trials.models[file][0] if file in trials.models and file not in speakers else file
+        for file in trials.files
+    ]
+    if missing := [x for x, file in zip(trials.files, files, strict=True) if file not in speakers]:
+        raise DataError(
+            f"{trials.name}: {len(missing)} of {len(files)} files have no speaker: "
+            f"{listing(missing)}"
+        )
+    return np.unique([speakers[file] for file in files], return_inverse=True)[1]
 
 
 def intervals(

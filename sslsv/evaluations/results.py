@@ -39,7 +39,7 @@ class Lists:
     """The lists of trials that are evaluated, and who speaks in them.
 
     Speakers are those of the CSV ``config.speakers``, else what target trials join
-    (`bootstrap.speaker_codes`).
+    (`bootstrap.speaker_codes`); ``known`` is what the CSV says.
 
     Raises:
         DataError: of a CSV that cannot be read, lacks files or contradicts labels. Without a CSV a
@@ -48,15 +48,15 @@ class Lists:
 
     def __init__(self, lists: Iterable[Trials], config: EvaluationConfig, base_path: Path):
         self.resamples = config.resamples
-        known = read_speakers(base_path / config.speakers) if config.speakers else None
+        self.known = read_speakers(base_path / config.speakers) if config.speakers else None
         self.facts: dict[str, ListFacts] = {}
         self._speakers: dict[str, np.ndarray] = {}
         for trials in lists:
             name = trials.name
             try:
-                self._speakers[name] = bootstrap.speaker_codes(trials, _with_models(known, trials))
+                self._speakers[name] = bootstrap.speaker_codes(trials, self.known)
             except DataError as error:
-                if known is not None:
+                if self.known is not None:
                     raise
                 say(f"warning: no error bars for {name}: {error}")
             count = len(np.unique(self._speakers[name])) if name in self._speakers else None
@@ -86,14 +86,6 @@ class Lists:
                 continue
             found |= {f"{scored.prefix}/{name}": bar for name, bar in intervals.items()}
         return found
-
-
-def _with_models(known: dict[str, str] | None, trials: Trials) -> dict[str, str] | None:
-    """Enrolment ids are of the speaker of their first file, unless they are listed themselves."""
-    if known is None:
-        return None
-    of_ids = {id_: known[files[0]] for id_, files in trials.models.items() if files[0] in known}
-    return of_ids | known
 
 
 def save(

@@ -6,7 +6,7 @@ A scorer (`cosine.py`, `sv_plda.py`) says how trials are scored; all else is her
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -19,7 +19,7 @@ from sslsv.datasets.views import DatasetConfig
 from sslsv.errors import ConfigError, DataError
 from sslsv.evaluations import metrics, transforms
 from sslsv.evaluations.base import Embed, Map, Result, Scores, Task, TaskConfig
-from sslsv.evaluations.bootstrap import joined
+from sslsv.evaluations.bootstrap import codes_of_files
 from sslsv.evaluations.conditions import Condition
 from sslsv.evaluations.embeddings import Extraction, extract
 from sslsv.evaluations.split import SPLIT, SplitConfig
@@ -159,6 +159,7 @@ class Verification(Task):
         train: Manifest | None = None,
     ):
         super().__init__(config, dataset)
+        self.speakers: Mapping[str, str] | None = None  # of files, where known: for maps
         self.lists: dict[str, Trials] = {}
         for name in config.trials:
             path = dataset.base_path / name
@@ -280,7 +281,7 @@ class Verification(Task):
         trials = self.lists[name]
         row = np.full(len(trials.files), -1)
         row[trials.enrol], row[trials.test] = sides.rows(trials)
-        speakers = joined(trials)
+        speakers = codes_of_files(trials, self.speakers)
         most = np.argsort(-np.bincount(speakers), kind="stable")[:_MAP_SPEAKERS]
         of_each = [np.flatnonzero(speakers == speaker)[:_MAP_FILES] for speaker in most]
         groups = np.repeat(np.arange(len(most)), [len(files) for files in of_each])

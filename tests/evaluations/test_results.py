@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from ruamel.yaml import YAML
 from sslsv import experiment
 from sslsv.config import load_config
 from sslsv.errors import ConfigError, DataError
-from sslsv.evaluations import bootstrap, metrics, plots
+from sslsv.evaluations import bootstrap, metrics, plots, verification
 from sslsv.evaluations.base import EvaluationConfig, Map, Measures, Predictions, Result, Scores
+from sslsv.evaluations.bootstrap import codes_of_files
+from sslsv.evaluations.compare import read_speakers
 from sslsv.evaluations.plda import PLDA
 from sslsv.evaluations.results import Lists, plot, save, summary
 from sslsv.evaluations.transforms import Chain, UnitLength
@@ -488,7 +490,11 @@ def test_speakers_are_checked_before_a_model_is_read(config_file: Path, tmp_path
 
 
 def test_an_evaluation_by_plda_and_cosine(
-    config_file: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config_file: Path,
+    corpus: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (tmp_path / "folder").mkdir()
     lines = (corpus / "trials").read_text().splitlines(keepends=True)
@@ -507,6 +513,7 @@ def test_an_evaluation_by_plda_and_cosine(
         "test": [{"type": "sv_plda", **task, **fields}, {"type": "sv_cosine", **task}],
         "conditions": ["mulaw"],
         "resamples": 100,
+        "speakers": "train.csv",
     }
     values["trainer"]["epochs"] = 1
     values["dataset"]["max_samples"] = 8
@@ -515,7 +522,15 @@ def test_an_evaluation_by_plda_and_cosine(
     experiment.train(config)
     folder = config_file.parent
     write_json(folder / "evaluation.json", {"test/sv_plda@mulaw/trials/eer_low": 1.0, "mine": 2})
+    told: list[Any] = []
+
+    def codes(trials: Trials, speakers: Mapping[str, str] | None) -> np.ndarray:
+        told.append(speakers)
+        return codes_of_files(trials, speakers)
+
+    monkeypatch.setattr(verification, "codes_of_files", codes)  # as maps take them
     experiment.evaluate(config)
+    assert told == [read_speakers(corpus / "train.csv")] * 8  # lists, tasks, conditions
     text = capsys.readouterr().out
 
     found = saved(folder)

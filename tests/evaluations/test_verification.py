@@ -348,12 +348,26 @@ def test_a_map_shows_who_is_where(base: Path) -> None:
     rows = [int(np.abs(mapped - point).max(axis=1).argmin()) for point in drawn.embeddings]
     np.testing.assert_allclose(drawn.embeddings, mapped[rows], atol=1e-6)
     assert sorted(rows) == list(range(len(NAMES)))
-    # Some files of a speaker are joined by no target trial, and these are someone else.
-    pairs = [(a, b) for a, b in places(base).T if LABELS[a] == LABELS[b]]
     group = dict(zip(rows, drawn.groups.tolist(), strict=True))
-    assert all(group[a] == group[b] for a, b in pairs)
-    for code in set(group.values()):
-        assert len({LABELS[row] for row in rows if group[row] == code}) == 1
+    assert set(zip(group.values(), LABELS[list(group)].tolist(), strict=True)) == {
+        (speaker, speaker) for speaker in range(SPEAKERS)
+    }
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_map_shows_the_speakers_that_are_named(base: Path, tmp_path: Path, known: bool) -> None:
+    """Where targets leave a speaker in two halves, which are two speakers if none is named."""
+    halves = zip(NAMES[::2], NAMES[1::2], strict=True)
+    targets = [f"1 {a} {b}\n" for a, b in halves]
+    (tmp_path / "halves").write_text("".join([*targets, f"0 {NAMES[0]} {NAMES[-1]}\n"]))
+    task = make_task(base, trials=[str(tmp_path / "halves")])
+    if known:
+        task.speakers = dict(zip(NAMES, map(str, LABELS), strict=True))
+    (drawn,) = task.run(embed, CPU).maps.values()
+    rows = [int(np.abs(X - point).max(axis=1).argmin()) for point in drawn.embeddings]
+    expected = LABELS[rows] if known else np.array(rows) // 2
+    assert sorted(rows) == list(range(len(NAMES)))
+    np.testing.assert_array_equal(drawn.groups, expected)
 
 
 def test_a_map_has_twenty_speakers_of_fifty_files(tmp_path: Path) -> None:
