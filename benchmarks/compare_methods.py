@@ -96,18 +96,31 @@ def main() -> None:
     known = sorted(path.parent.name for path in (ROOT / "models" / "small").glob("*/config.yml"))
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="all: " + ", ".join(known))
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "comparison")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--base_dim", type=int, default=8, help="channels of the encoder")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=ROOT.parent / "shared" / "data",
+        help="the corpus, with pool.csv",
+    )
+    parser.add_argument(
+        "--runs", type=Path, default=ROOT / "runs" / "comparison", help="where runs are kept"
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1], help="a run for each; %(default)s"
+    )
+    parser.add_argument("--epochs", type=int, default=20, help="of each run; %(default)s")
+    parser.add_argument(
+        "--base_dim", type=int, default=8, help="channels of the encoder; %(default)s"
+    )
     parser.add_argument(
         "--augmentation",
         action=argparse.BooleanOptionalAction,
         default=True,
         help="reverberation and noise on every crop",
     )
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="a line for each run; docs/comparison.jsonl"
+    )
     parser.add_argument("--table", action="store_true", help="print the results, run nothing")
     parser.add_argument("--curves", type=Path, metavar="FILE.png", help="draw the losses of runs")
     options = parser.parse_args()
