@@ -277,7 +277,9 @@ class Verification(Task):
 
     def _add_map(self, result: Result, name: str, sides: Sides, embeddings: np.ndarray) -> None:
         """Some of the embeddings that trials of the list ``name`` compare, of the speakers with the
-        most files."""
+        most files; none under a condition."""
+        if sides is not self.sides:
+            return
         trials = self.lists[name]
         row = np.full(len(trials.files), -1)
         row[trials.enrol], row[trials.test] = sides.rows(trials)

@@ -530,7 +530,7 @@ def test_an_evaluation_by_plda_and_cosine(
 
     monkeypatch.setattr(verification, "codes_of_files", codes)  # as maps take them
     experiment.evaluate(config)
-    assert told == [read_speakers(corpus / "train.csv")] * 8  # lists, tasks, conditions
+    assert told == [read_speakers(corpus / "train.csv")] * 4  # 2 lists, 2 tasks, no condition
     text = capsys.readouterr().out
 
     found = saved(folder)
